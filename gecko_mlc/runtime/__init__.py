@@ -1,0 +1,1 @@
+"""Running compiled models with TVM's runtime alone: engine, tokenizer, sampling, generation."""
