@@ -70,10 +70,10 @@ def parameters(config: GeckoConfig, quantization: str) -> list[Parameter]:
     table += _timenorm(config, "output.final_norm.")
     if not config.share_emb:
         table.append(_stored("output.output.weight", (config.num_outputs, d), matrix))
-    if config.rope_heads:
-        rows, half = 2 * config.chunk_size, config.z_head_dim // 2
-        fold = partial(rope_table, rows, config.z_head_dim, config.rope_base)
-        table.append(Parameter("rope.table", (rows, half, 2), "float32", (), fold))
+    # Written without rotary heads too, so that every library takes the same parameters.
+    rows, half = 2 * config.chunk_size, (config.z_head_dim + 1) // 2
+    fold = partial(rope_table, rows, config.z_head_dim, config.rope_base)
+    table.append(Parameter("rope.table", (rows, half, 2), "float32", (), fold))
     return table
 
 
@@ -120,10 +120,10 @@ def _mega(config: GeckoConfig, prefix: str, matrix: str) -> Iterator[Parameter]:
 
     cema = prefix + "cema."
     alpha, delta = Source(cema + "alpha", (d, n)), Source(cema + "delta", (d, n))
-    theta, mix = Source(cema + "theta", (d,)), Source(cema + "gamma", (d, n, 2))
-    yield Parameter(cema + "p", (n, d), "float32", (alpha,), cema_p)
-    yield Parameter(cema + "q", (2, n, d), "float32", (alpha, delta, theta), cema_q)
-    yield Parameter(cema + "gamma", (2, n, d), "float32", (mix,), cema_gamma)
+    theta = Source(cema + "theta", (d,))
+    yield Parameter(cema + "p", (d, n), "float32", (alpha,), cema_p)
+    yield Parameter(cema + "q", (d, n, 2), "float32", (alpha, delta, theta), cema_q)
+    yield _stored(cema + "gamma", (d, n, 2))
 
     rmsnorm = prefix + "rmsnorm.weight"
     yield _plus_one(rmsnorm, d) if config.norm_affine else _constant(rmsnorm, d, 1.0)
@@ -177,25 +177,19 @@ def attention_scale(z_head_dim: int, gamma: np.ndarray) -> np.ndarray:
 
 
 def cema_p(alpha: np.ndarray) -> np.ndarray:
-    """Input coefficients ``sigmoid(alpha)``. [D, N] -> [N, D]"""
-    return _sigmoid(alpha).T
+    """Input coefficients ``sigmoid(alpha)``. [D, N]"""
+    return _sigmoid(alpha)
 
 
 def cema_q(alpha: np.ndarray, delta: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """``(1 - sigmoid(alpha) sigmoid(delta)) exp(i n theta')``, modes n = 1..N. -> [2, N, D]
+    """``(1 - sigmoid(alpha) sigmoid(delta)) exp(i n theta')``, modes n = 1..N. -> [D, N, 2]
 
     with ``theta' = sigmoid(theta) 2 pi / N`` (arXiv 2601.06463; Megalodon, arXiv 2404.08801).
     """
     ndim = alpha.shape[1]
-    modes = np.arange(1, ndim + 1)[:, None]
-    phase = modes * (_sigmoid(theta) * (2.0 * math.pi / ndim))  # [N, D]
-    radius = (1.0 - _sigmoid(alpha) * _sigmoid(delta)).T  # [N, D]
-    return np.stack([radius * np.cos(phase), radius * np.sin(phase)])
-
-
-def cema_gamma(gamma: np.ndarray) -> np.ndarray:
-    """Output coefficients, real and imaginary part apart. [D, N, 2] -> [2, N, D]"""
-    return gamma.transpose(2, 1, 0)
+    phase = _sigmoid(theta)[:, None] * (2.0 * math.pi / ndim) * np.arange(1, ndim + 1)  # [D, N]
+    radius = 1.0 - _sigmoid(alpha) * _sigmoid(delta)  # [D, N]
+    return np.stack([radius * np.cos(phase), radius * np.sin(phase)], axis=-1)
 
 
 def rope_table(rows: int, z_head_dim: int, base: float) -> np.ndarray:

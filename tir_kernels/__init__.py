@@ -1,0 +1,1 @@
+"""Hand-scheduled TensorIR kernels of the Gecko model, one file per operation."""
