@@ -25,8 +25,9 @@ demo: $(DEMO)/cpu.so
 	@echo "== The library against the PyTorch reference"
 	$(GECKO) validate $(DEMO) --reference $(CHECKPOINT) --lib $(DEMO)/cpu.so
 	@echo "== Text from the compiled model"
-	$(GECKO) generate $(DEMO) --lib $(DEMO)/cpu.so --max-tokens 200 --seed 0 \
-	  -p "$$(printf 'def read_lines(path):\n    ')"
+	@prompt="$$(printf 'def read_lines(path):\n    ')"; printf '%s' "$$prompt"; \
+	$(GECKO) generate $(DEMO) --lib $(DEMO)/cpu.so -p "$$prompt" --max-tokens 200 --seed 0
+	@echo
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
