@@ -20,9 +20,8 @@ BIAS_SCALE = 0.05
 class RandomCheckpoint(TensorSource):
     """A state dict whose float32 tensors are made when read, one held at a time.
 
-    The scales are those of the reference's initialisation (weights 1/sqrt(fan-in); CEMA as there),
-    except that vectors it starts at zero are small random numbers. A tensor depends on its name,
-    the configuration and ``seed`` alone.
+    The scales are those of the reference's initialisation, except that vectors it starts at zero
+    are small random numbers. A tensor depends on its name, the configuration and ``seed`` alone.
     """
 
     def __init__(self, config: GeckoConfig, seed: int = 0) -> None:
@@ -66,7 +65,9 @@ class RandomCheckpoint(TensorSource):
         elif leaf.endswith(".bias") and "norm" not in leaf:
             scale = BIAS_SCALE
         elif len(shape) == 2 and leaf.endswith(".weight"):
-            scale = 1.0 / math.sqrt(shape[1])
+            # Kaiming's with the reference's slope of sqrt(5), embeddings apart.
+            gain = 1.0 if name in ("embed.weight", "output.output.weight") else 1.0 / 3.0
+            scale = math.sqrt(gain / shape[1])
         else:  # norms, alpha and delta of CEMA, gamma and beta of the attention
             scale = VECTOR_SCALE
         array = generator.standard_normal(shape, dtype=np.float32)

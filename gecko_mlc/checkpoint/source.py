@@ -30,6 +30,12 @@ class TensorSource(Mapping[str, np.ndarray], abc.ABC):
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """Entries ``start:stop`` along the first axis, in the stored dtype (a scalar has one)."""
 
+    def __contains__(self, name: object) -> bool:
+        try:  # Mapping's own way would read the tensor
+            return isinstance(name, str) and self.shape(name) is not None
+        except KeyError:
+            return False
+
     def __getitem__(self, name: str) -> np.ndarray:
         shape = self.shape(name)
         return self.rows(name, 0, shape[0] if shape else 1).reshape(shape)

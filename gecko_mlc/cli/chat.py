@@ -92,6 +92,9 @@ def run(args: argparse.Namespace) -> int:
 class Chat:
     """One conversation: a sequence of the engine, and what it has yet to read."""
 
+    _sequence: Sequence
+    _pending: list[int]
+
     def __init__(
         self, engine: Engine, tokenizer: Tokenizer, params: SamplingParams, stops: dict[str, Any]
     ) -> None:
@@ -156,7 +159,7 @@ class Chat:
 
         self._sequence = sequence
         self._sampler = Sampler(self._params)
-        self._pending: list[int] = []
+        self._pending = []
 
     def _continue_with(self, sequence: Sequence) -> None:
         self._sequence.close()

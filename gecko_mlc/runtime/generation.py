@@ -71,10 +71,11 @@ class Generation:
     """Continues a prompt; iterate over it for pieces of text, none of them empty.
 
     ``prompt_ids`` are read into ``sequence``, a sequence of ``engine``, and shown to ``sampler``
-    (which a conversation keeps between turns). Stop tokens and strings are not part of the text. ``max_tokens`` None goes on until something else ends it. Afterwards
-    ``finish_reason`` is ``"stop"`` for a stop token or string, ``"length"`` for ``max_tokens``, or
-    ``"cancelled"``. ``pending`` is the token chosen that ``sequence`` has not read, if any: put it
-    before the next prompt to continue. GenerationError for an empty prompt.
+    (which a conversation keeps between turns). Stop tokens and strings are not part of the text;
+    ``max_tokens`` None goes on until something else ends it. Afterwards ``finish_reason`` is
+    ``"stop"`` for a stop token or string, ``"length"`` for ``max_tokens``, or ``"cancelled"``, and
+    ``pending`` is the token chosen that ``sequence`` has not read, if any: put it before the next
+    prompt to continue. GenerationError for an empty prompt.
     """
 
     def __init__(
