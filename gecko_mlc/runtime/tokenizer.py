@@ -132,15 +132,21 @@ class _WindowStream:
     tokens whose text was given out already, and text that ends in a replacement character waits.
     """
 
-    # Tokens of the context to begin with: more than a character has bytes.
+    # Tokens of the context to begin with, and how many more to try when they begin inside a
+    # character, which has at most four bytes.
     CONTEXT = 8
+    CHARACTER = 4
     # Bytes that do not become a character within this many tokens never will.
     PATIENCE = 16
 
     def __init__(self, tokenizer: HuggingFaceTokenizer, context: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._window = list(context)[-self.CONTEXT :]
-        self._given = len(tokenizer.decode(self._window))  # characters of the window's text
+        for size in range(self.CONTEXT, self.CONTEXT + self.CHARACTER):
+            self._window = list(context[-size:])
+            text = tokenizer.decode(self._window)
+            if not text.startswith(REPLACEMENT):
+                break
+        self._given = len(text)  # characters of the window's text
         self._settled = len(self._window)  # tokens whose text is all given
 
     def push(self, token: int) -> str:
