@@ -33,6 +33,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, kernels, outputs: int, inputs: int, bias: int = 0, gated: bool = False):
         self.weight = nn.Parameter(kernels.packed_shape(outputs, inputs, gated), kernels.dtype)
+        # The matrix in the weights, and how it is packed: for the library's metadata.
+        self.weight.attrs["matrix"] = ([2 * outputs if gated else outputs, inputs], gated)
         self.bias = nn.Parameter([bias], "float32") if bias else None
 
 

@@ -138,6 +138,14 @@ def attention_inputs(
     columns = z_dim + value_dim + model_dim
     head_of_row = _head(z_head, rope_heads, z_dim, chunk, eps, unit)
 
+    def entry(row):
+        """The row's entry in the list of slots."""
+        return row if batched else 0
+
+    def steps(row):
+        """Steps from the slot's position to the row's."""
+        return 0 if batched else row
+
     @T.inline
     def one_row(
         Projected, V, Gamma, Beta, Rope, Queries, Keys, Values, MemoryKeys, row, layer, slot, pos
@@ -189,15 +197,9 @@ def attention_inputs(
             )
         else:
             for row in T.parallel(m):
-                if batched:
-                    one_row(
-                        Projected, V, Gamma, Beta, Rope, Queries, Keys, Values, MemoryKeys, row,
-                        layer, Slots[row], Position[Slots[row]],
-                    )
-                else:
-                    one_row(
-                        Projected, V, Gamma, Beta, Rope, Queries, Keys, Values, MemoryKeys, row,
-                        layer, Slots[0], Position[Slots[0]] + row,
-                    )
+                one_row(
+                    Projected, V, Gamma, Beta, Rope, Queries, Keys, Values, MemoryKeys, row,
+                    layer, Slots[entry(row)], Position[Slots[entry(row)]] + steps(row),
+                )
 
     return attention_inputs

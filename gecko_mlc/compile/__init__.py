@@ -1,0 +1,1 @@
+"""From a configuration to a compiled library. Needs the TVM compiler."""

@@ -1,0 +1,169 @@
+"""Compiling a model's library: graph, kernels and metadata in one shared object."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import relax
+from tvm.ir import StringImm
+from tvm.relax.frontend import nn
+
+import gecko_mlc
+from gecko_mlc.checkpoint.mapping import FORMAT_VERSION, QUANTIZATIONS
+from gecko_mlc.compile.pipeline import pipeline
+from gecko_mlc.compile.targets import CompileTarget
+from gecko_mlc.config import GeckoConfig
+from relax_model.gecko import Gecko
+from relax_model.kernel_call import call
+from relax_model.state import state_tensors
+from tir_kernels.cpu import CpuKernels
+
+_ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}
+
+
+class CompileError(ValueError):
+    """A library that could not be made; the message says what to install or change."""
+
+
+class _Packing(nn.Module):
+    """The functions that bring a matrix of the checkpoint into the kernels' layout."""
+
+    def __init__(self, kernels):
+        self.kernels = kernels
+
+    def _pack(self, weight: nn.Tensor, gated: bool) -> nn.Tensor:
+        outputs, inputs = weight.shape
+        shape = self.kernels.packed_shape(outputs // 2 if gated else outputs, inputs, gated)
+        return call(self.kernels.pack(gated), "pack_matrix", [weight], shape, self.kernels.dtype)
+
+    def pack(self, weight: nn.Tensor):
+        return self._pack(weight, gated=False)
+
+    def pack_gated(self, weight: nn.Tensor):
+        return self._pack(weight, gated=True)
+
+
+def compile_library(
+    config: GeckoConfig,
+    quantization: str,
+    target: CompileTarget,
+    output: Path,
+    dump: Path | None = None,
+) -> None:
+    """Compile the model for ``target`` into the shared object ``output`` (written at once).
+
+    ``dump`` is a folder for the module after every pass. Raises CompileError without a linker.
+    """
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        raise CompileError(
+            "found neither g++ nor clang++, wanted one to link the library: install a C++ compiler "
+            "(Debian: g++); running a finished library needs none"
+        )
+    kernels = CpuKernels(config, QUANTIZATIONS[quantization], target.unit)
+    model = Gecko(config, kernels)
+    module, parameters = model.export_tvm(spec=model.module_spec())
+    packing, _ = _Packing(kernels).export_tvm(
+        spec={
+            name: {
+                "weight": nn.spec.Tensor(["n", "k"], kernels.dtype),
+                "$": {"param_mode": "none", "effect_mode": "none"},
+            }
+            for name in ("pack", "pack_gated")
+        }
+    )
+    metadata = library_metadata(config, quantization, target, kernels, parameters)
+    module.update(packing)
+    module = _with_metadata(module, metadata)
+    with target.tvm_target:
+        executable = relax.build(module, target.tvm_target, relax_pipeline=pipeline(dump))
+    _export(executable, output)
+
+
+def library_metadata(
+    config: GeckoConfig,
+    quantization: str,
+    target: CompileTarget,
+    kernels: CpuKernels,
+    parameters: list,
+) -> dict[str, Any]:
+    """What a library says about itself, as its ``_metadata`` function returns it in JSON.
+
+    ``parameters`` lists, in the order functions take them, each parameter's name in the weights
+    (``source``), its shape and dtype there, and the function that packs it, if any. ``memory``
+    gives bytes of the parameters, of one slot of state, and of a prefill's intermediate results.
+    """
+    table = [_parameter(config, name, parameter) for name, parameter in parameters]
+    state = state_tensors(config, kernels.dtype)
+    return {
+        "model_type": "gecko",
+        "format_version": FORMAT_VERSION,
+        "model_config": config.to_dict(),
+        "quantization": quantization,
+        "target": {
+            "name": target.name,
+            "architecture": target.architecture,
+            "features": list(target.features),
+            "options": target.options,
+        },
+        "versions": versions(),
+        "params": table,
+        "state": [
+            {
+                "name": tensor.name,
+                "layers": tensor.layers,
+                "shape": list(tensor.shape),
+                "dtype": tensor.dtype,
+            }
+            for tensor in state
+        ],
+        "memory": {
+            "params": sum(math.prod(row["shape"]) * _ITEMSIZE[row["dtype"]] for row in table),
+            "slot": 4 + sum(t.layers * t.size * _ITEMSIZE[t.dtype] for t in state),
+        },
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions a library depends on."""
+    return {"gecko_mlc": gecko_mlc.__version__, "tvm": tvm.__version__, "ffi": tvm_ffi.__version__}
+
+
+def _parameter(config: GeckoConfig, name: str, parameter) -> dict[str, Any]:
+    shared = name == "output.output.weight" and config.share_emb
+    row: dict[str, Any] = {
+        "name": name,
+        "source": "embed.weight" if shared else name,
+        "shape": [int(extent) for extent in parameter.shape],
+        "dtype": parameter.dtype,
+        "pack": None,
+    }
+    if "matrix" in parameter.attrs:
+        row["shape"], gated = parameter.attrs["matrix"]
+        row["pack"] = "pack_gated" if gated else "pack"
+    return row
+
+
+def _with_metadata(module: tvm.IRModule, metadata: dict[str, Any]) -> tvm.IRModule:
+    builder = relax.BlockBuilder(module)
+    with builder.function("_metadata", params=[]):
+        builder.emit_func_output(StringImm(json.dumps(metadata)))
+    return builder.get()
+
+
+def _export(executable, output: Path) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
+        finished = Path(folder) / f"library{output.suffix}"
+        try:
+            executable.export_library(str(finished))
+        except RuntimeError as error:
+            raise CompileError(f"could not link {output}: {error}") from error
+        os.replace(finished, output)

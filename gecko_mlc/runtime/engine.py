@@ -1,0 +1,241 @@
+"""Running a compiled library: sequences in state slots, prefill and decode.
+
+Imports the TVM runtime only, never the compiler, never PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence as SequenceOf
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+import tvm_ffi
+
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.runtime import sequence_file
+from gecko_mlc.runtime.library import Library, LibraryError, set_threads
+from gecko_mlc.runtime.weights import load_parameters
+
+_MAX_POSITION = 2**31 - 1
+
+
+class SequenceError(ValueError):
+    """A request that a sequence or an engine cannot serve."""
+
+
+class Engine:
+    """A model on a device, with room for ``slots`` sequences at a time.
+
+    The state's size depends on ``slots`` alone, never on how long a sequence is. ``threads`` CPU
+    threads run the kernels (default: one per core; the setting is the process's). An engine and
+    its sequences belong to one thread.
+
+    Raises LibraryError, WeightsError or ConfigError before anything runs when library, weights,
+    configuration or machine do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        library: str | Path,
+        device: str = "cpu",
+        threads: int | None = None,
+        slots: int = 1,
+    ) -> None:
+        if slots < 1:
+            raise SequenceError(f"slots is {slots}, wanted at least 1")
+        folder = Path(model)
+        self.library = Library(library, device)
+        self.chat_config: dict[str, Any] = read_chat_config(folder)
+        self.library.check_model(self.chat_config, folder / "mlc-chat-config.json")
+        self.config: GeckoConfig = self.library.config
+        set_threads(threads)
+        self._parameters = load_parameters(folder, self.library)
+        self._state = self._new_state(slots)
+        self._free = list(range(slots))[::-1]
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the library says of itself: config, quantization, target, versions, memory."""
+        return self.library.metadata
+
+    @property
+    def state(self) -> dict[str, tvm.runtime.Tensor]:
+        """The state's tensors ``[layers, slots, ...]`` by name, and ``position`` [slots]."""
+        names = ["position"] + [row["name"] for row in self.metadata["state"]]
+        return dict(zip(names, self._state, strict=True))
+
+    def new_sequence(self) -> Sequence:
+        """An empty sequence in a free slot; its ``close`` frees the slot."""
+        if not self._free:
+            raise SequenceError(
+                f"all {len(self._state[0])} slots are taken: close a sequence, or make the engine "
+                "with more slots"
+            )
+        sequence = Sequence(self, self._free.pop())
+        self._call("reset", sequence.slots, self._state, self._parameters)
+        return sequence
+
+    def decode(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> np.ndarray:
+        """One token for each of B sequences, each at its own position: logits [B, V] float32."""
+        if len(sequences) != len(tokens) or not sequences:
+            raise SequenceError(
+                f"found {len(sequences)} sequences and {len(tokens)} tokens, wanted as many of "
+                "one as of the other and at least one"
+            )
+        if len({sequence.slot for sequence in sequences}) < len(sequences):
+            raise SequenceError("a sequence is listed twice, wanted each once per step")
+        for sequence in sequences:
+            sequence._check_room(1)
+        if len(sequences) == 1:
+            slots = sequences[0].slots
+        else:
+            slots = self._tensor([sequence.slot for sequence in sequences])
+        logits = self._run("decode", self._tokens(tokens), slots)
+        for sequence in sequences:
+            sequence.position += 1
+        ended = [s for s in sequences if s.position % self.config.chunk_size == 0]
+        self._commit([sequence.slot for sequence in ended if sequence._has_previous_chunk])
+        return logits
+
+    def load_sequence(self, path: str | Path) -> Sequence:
+        """A sequence that ``Sequence.save`` wrote with a library of the same model and dtype."""
+        tensors = sequence_file.read(Path(path), self.metadata)
+        sequence = self.new_sequence()
+        values = tvm_ffi.convert([self._tensor(array, array.dtype) for array in tensors])
+        self._set(sequence, values)
+        sequence.position = int(tensors[0][0, 0])
+        return sequence
+
+    def _new_state(self, slots: int) -> tvm_ffi.Array:
+        shapes = [((slots,), "int32")] + [
+            ((row["layers"], slots, *row["shape"]), row["dtype"]) for row in self.metadata["state"]
+        ]
+        try:
+            tensors = [tvm.runtime.empty(s, dtype, self.library.device) for s, dtype in shapes]
+        except (RuntimeError, MemoryError) as error:
+            raise SequenceError(
+                f"no memory for {slots} slots of {self.metadata['memory']['slot']:,} bytes each: "
+                f"{error}"
+            ) from error
+        return tvm_ffi.convert(tensors)
+
+    def _tensor(self, values, dtype=np.int32) -> tvm.runtime.Tensor:
+        return tvm.runtime.tensor(np.ascontiguousarray(values, dtype), self.library.device)
+
+    def _tokens(self, tokens) -> tvm.runtime.Tensor:
+        array = np.asarray(tokens)
+        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+            raise SequenceError(
+                f"tokens have shape {array.shape} and type {array.dtype}, "
+                "wanted one or more integers in a row"
+            )
+        if array.min() < 0 or array.max() >= self.config.vocab_size:
+            wrong = array[(array < 0) | (array >= self.config.vocab_size)][0]
+            raise SequenceError(
+                f"token {wrong} is outside the vocabulary, wanted 0 to {self.config.vocab_size - 1}"
+            )
+        return self._tensor(array)
+
+    def _call(self, function: str, *arguments):
+        return self.library[function](*arguments)
+
+    def _run(self, function: str, tokens, slots) -> np.ndarray:
+        logits, _ = self._call(function, tokens, slots, self._state, self._parameters)
+        return logits.numpy()
+
+    def _commit(self, slots: list[int]) -> None:
+        if slots:
+            self._call("commit", self._tensor(slots), self._state)
+
+    def _get(self, sequence: Sequence):
+        return self._call("get_slot", sequence.slots, self._state)
+
+    def _set(self, sequence: Sequence, values) -> None:
+        self._call("set_slot", sequence.slots, values, self._state)
+
+
+class Sequence:
+    """One text being read and written, in a slot of its engine; a context manager.
+
+    ``position`` counts the tokens read so far.
+    """
+
+    def __init__(self, engine: Engine, slot: int) -> None:
+        self.engine, self.slot, self.position = engine, slot, 0
+        self.slots = engine._tensor([slot])
+
+    def prefill(self, tokens: SequenceOf[int] | np.ndarray) -> np.ndarray:
+        """Read tokens, one or more; float32 logits [V] after the last of them."""
+        return self._read("prefill", tokens)[-1][0]
+
+    def score(self, tokens: SequenceOf[int] | np.ndarray) -> np.ndarray:
+        """Read tokens, one or more; float32 logits [n, V] after each of them."""
+        return np.concatenate(self._read("score", tokens))
+
+    def fork(self) -> Sequence:
+        """Another sequence that has read the same tokens."""
+        other = self.engine.new_sequence()
+        self.engine._set(other, self.engine._get(self))
+        other.position = self.position
+        return other
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to a file of constant size, for ``Engine.load_sequence``."""
+        tensors = [tensor.numpy() for tensor in self.engine._get(self)]
+        sequence_file.write(Path(path), tensors, self.engine.metadata)
+
+    def close(self) -> None:
+        """Free the slot; the sequence is of no use after that. Closing twice does nothing."""
+        if self.slot >= 0:
+            self.engine._free.append(self.slot)
+            self.slot = -1
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self.close()
+
+    @property
+    def _has_previous_chunk(self) -> bool:
+        return self.position >= 2 * self.engine.config.chunk_size
+
+    def _check_room(self, count: int) -> None:
+        if self.slot < 0:
+            raise SequenceError("the sequence is closed")
+        if self.position + count > _MAX_POSITION:
+            raise SequenceError(f"a sequence holds at most {_MAX_POSITION} tokens")
+
+    def _read(self, function: str, tokens) -> list[np.ndarray]:
+        """Logits of every piece; a piece ends at the end of a chunk, where memory is updated."""
+        engine, chunk = self.engine, self.engine.config.chunk_size
+        array = engine._tokens(tokens).numpy()
+        self._check_room(len(array))
+        logits = []
+        start = 0
+        while start < len(array):
+            count = min(len(array) - start, chunk - self.position % chunk)
+            piece = engine._tensor(array[start : start + count])
+            logits.append(engine._run(function, piece, self.slots))
+            start += count
+            self.position += count
+            if self.position % chunk == 0 and self._has_previous_chunk:
+                engine._commit([self.slot])
+        return logits
+
+
+def read_chat_config(folder: Path) -> dict[str, Any]:
+    """``mlc-chat-config.json`` of a model folder."""
+    path = folder / "mlc-chat-config.json"
+    if not path.is_file():
+        raise LibraryError(f"{folder} has no {path.name}; make one with gecko-mlc gen-config")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values["model_config"], values["quantization"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise LibraryError(f"{path} is not a model's configuration: {error!r}") from error
+    return values

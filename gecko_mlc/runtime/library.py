@@ -1,0 +1,130 @@
+"""A compiled library: loading it, and refusing one that this machine or model cannot use."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm.runtime import vm
+
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.runtime import machine
+
+# The layout of parameters and state that this runtime knows (see checkpoint.mapping).
+FORMAT_VERSION = 1
+
+
+class LibraryError(ValueError):
+    """A library that cannot be used here; the message says why and what to compile instead."""
+
+
+class Library:
+    """The functions of a compiled library on one device.
+
+    ``metadata`` is what it says of itself (see ``gecko_mlc.compile.library``). Raises LibraryError
+    for a file that is no Gecko library, one of another format, or one for another machine.
+    """
+
+    def __init__(self, path: str | Path, device: str = "cpu") -> None:
+        self.path = Path(path)
+        self.device = _device(device)
+        if not self.path.is_file():
+            raise LibraryError(
+                f"{self.path} is not a file; make one with gecko-mlc compile MODEL -o {self.path}"
+            )
+        try:
+            # An absolute path: the loader looks up a bare name in the system's folders instead.
+            module = tvm.runtime.load_module(str(self.path.resolve()))
+            self._vm = vm.VirtualMachine(module, self.device)
+            self.metadata: dict[str, Any] = json.loads(str(self._vm["_metadata"]()))
+        except (RuntimeError, AttributeError, ValueError, OSError) as error:
+            raise LibraryError(f"{self.path} is no library of gecko-mlc: {error}") from error
+        self._check_format()
+        self._check_machine(device)
+        self.config = GeckoConfig.from_dict(self.metadata["model_config"])
+
+    def __getitem__(self, name: str):
+        """The function ``name``, called with tensors."""
+        return self._vm[name]
+
+    def set_instrument(self, instrument) -> None:
+        """Call ``instrument(function, name, before, result, *arguments)`` around every kernel."""
+        self._vm.set_instrument(instrument)
+
+    def check_model(self, chat_config: dict[str, Any], source: Path) -> None:
+        """LibraryError unless the library was compiled for the model that ``source`` describes."""
+        wanted = GeckoConfig.from_dict(chat_config["model_config"]).to_dict()
+        found = self.config.to_dict()
+        faults = [
+            f"{name} is {found[name]} in the library, {wanted[name]} in the model"
+            for name in wanted
+            if found[name] != wanted[name]
+        ]
+        if self.metadata["quantization"] != chat_config["quantization"]:
+            faults.append(
+                f"quantization is {self.metadata['quantization']} in the library, "
+                f"{chat_config['quantization']} in the model"
+            )
+        if faults:
+            raise LibraryError(
+                f"{self.path} was not compiled for {source}:\n  "
+                + "\n  ".join(faults)
+                + f"\ncompile one with gecko-mlc compile {source.parent} -o FILE"
+            )
+
+    def _check_format(self) -> None:
+        found = self.metadata.get("format_version")
+        if found != FORMAT_VERSION:
+            raise LibraryError(
+                f"{self.path} has format {found}, this runtime reads {FORMAT_VERSION}: "
+                "compile it again with this version of gecko-mlc"
+            )
+
+    def _check_machine(self, device: str) -> None:
+        target = self.metadata["target"]
+        if target["options"]["kind"] != "llvm" or not device.startswith("cpu"):
+            raise LibraryError(
+                f"{self.path} is compiled for {target['name']}, it cannot run on device {device}"
+            )
+        here = machine.architecture()
+        if target["architecture"] != here:
+            raise LibraryError(
+                f"{self.path} is for {target['architecture']} processors, this one is {here}"
+            )
+        extensions = machine.extensions()
+        missing = [] if extensions is None else sorted(set(target["features"]) - extensions)
+        if missing:
+            raise LibraryError(
+                f"{self.path} (target {target['name']}, {target['options'].get('mcpu')}) needs "
+                f"{', '.join(missing)}, which this processor lacks; "
+                "compile for an older one, such as --target cpu-x86-64-v3"
+            )
+
+
+def set_threads(threads: int | None) -> None:
+    """CPU threads that kernels use; None means one per core this process may run on."""
+    if threads is None:
+        affinity = getattr(os, "sched_getaffinity", None)
+        threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+    if threads < 1:
+        raise LibraryError(f"threads is {threads}, wanted at least 1")
+    # Mode 0: no preference between fast and slow cores.
+    tvm.get_global_func("runtime.config_threadpool")(0, threads)
+
+
+def _device(name: str):
+    try:
+        device = tvm.runtime.device(*_kind_and_index(name))
+    except (ValueError, RuntimeError, AttributeError) as error:
+        raise LibraryError(f"no device {name!r}: {error}") from error
+    if not device.exist:
+        raise LibraryError(f"device {name!r} is not there; this machine always has cpu")
+    return device
+
+
+def _kind_and_index(name: str) -> tuple[str, int]:
+    kind, _, index = name.partition(":")
+    return kind, int(index or 0)
