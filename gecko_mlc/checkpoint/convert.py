@@ -33,9 +33,9 @@ def convert(
     """Write the parameters of ``tensors`` (a state dict in the reference's names) to a folder.
 
     ``output`` gets ``tensor-cache.json`` and ``params_shard_*.bin``, all of them or none: they are
-    written beside it and moved when complete. ``on_bytes`` is told the bytes of every block, which
-    add up to those of ``mapping.parameters``. Memory: some blocks, and the largest folded (that is,
-    small) tensor.
+    written to a hidden folder and moved when complete. ``on_bytes`` is told the bytes of every
+    block, which add up to those of ``mapping.parameters``. Memory: some blocks, and the largest
+    folded (that is, small) tensor.
 
     Raises CheckpointError listing every tensor that is missing, unknown, misshapen, not finite, or
     holds values the quantization's dtype cannot hold.
@@ -203,10 +203,10 @@ def _metadata(
 @contextlib.contextmanager
 def _staging_folder(output: Path) -> Iterator[Path]:
     """A folder on the file system of ``output``, gone afterwards whatever happened."""
-    ancestor = output.absolute().parent
-    while not ancestor.exists():
-        ancestor = ancestor.parent
-    folder = ancestor / f".{output.name}.{os.getpid()}.partial"
+    home = output.absolute()  # itself if it exists: it may be a file system of its own
+    while not home.exists():
+        home = home.parent
+    folder = home / f".{output.name}.{os.getpid()}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
