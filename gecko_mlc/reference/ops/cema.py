@@ -79,10 +79,19 @@ def _blocks(x: Tensor, h: Tensor, p: Tensor, q: Tensor, gamma: Tensor) -> tuple[
 
 
 def _powers(q: Tensor, count: int) -> Tensor:
-    """q^0 .. q^(count - 1) [D, count, N], taken in complex128 and rounded to q's dtype."""
-    factors = q.to(torch.complex128).unsqueeze(1).repeat(1, count, 1)
-    factors[:, 0] = 1.0
-    return torch.cumprod(factors, 1).to(q.dtype)
+    """q^0 .. q^(count - 1) [D, count, N], each the product of two powers taken in complex128."""
+    low = _doubled(q.to(torch.complex128).unsqueeze(1), 8)
+    high = _doubled(low[:, -1:] * low[:, 1:2], -(-count // 8))
+    powers = high.to(q.dtype).unsqueeze(2) * low.to(q.dtype).unsqueeze(1)
+    return powers.flatten(1, 2)[:, :count]
+
+
+def _doubled(base: Tensor, count: int) -> Tensor:
+    """base^0 .. base^(count - 1) [D, count, N] of base [D, 1, N]."""
+    powers = torch.ones_like(base)
+    while powers.shape[1] < count:
+        powers = torch.cat([powers, powers * (powers[:, -1:] * base)], 1)
+    return powers[:, :count]
 
 
 def _block_matrices(powers: Tensor, p: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
