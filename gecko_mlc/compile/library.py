@@ -18,6 +18,7 @@ from tvm.relax.frontend import nn
 
 import gecko_mlc
 from gecko_mlc.checkpoint.mapping import FORMAT_VERSION, QUANTIZATIONS
+from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.pipeline import pipeline
 from gecko_mlc.compile.targets import CompileTarget
 from gecko_mlc.config import GeckoConfig
@@ -27,10 +28,6 @@ from relax_model.state import state_tensors
 from tir_kernels.cpu import CpuKernels
 
 _ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}
-
-
-class CompileError(ValueError):
-    """A library that could not be made; the message says what to install or change."""
 
 
 class _Packing(nn.Module):
@@ -98,7 +95,7 @@ def library_metadata(
 
     ``parameters`` lists, in the order functions take them, each parameter's name in the weights
     (``source``), its shape and dtype there, and the function that packs it, if any. ``memory``
-    gives bytes of the parameters, of one slot of state, and of a prefill's intermediate results.
+    gives bytes of the parameters and of one slot of state.
     """
     table = [_parameter(config, name, parameter) for name, parameter in parameters]
     state = state_tensors(config, kernels.dtype)
@@ -111,6 +108,7 @@ def library_metadata(
             "name": target.name,
             "architecture": target.architecture,
             "features": list(target.features),
+            "threads": target.threads,
             "options": target.options,
         },
         "versions": versions(),

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm.target import codegen
 
+from gecko_mlc.compile.presets import presets
 from tir_kernels.vector_unit import AVX2, AVX512, NEON, PORTABLE, VectorUnit
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # Instruction set extensions that generated code may use; a machine without one must refuse the
 # library. Scheduling hints and system instructions among LLVM's features are left out.
@@ -38,13 +31,15 @@ class TargetError(ValueError):
 class CompileTarget:
     """A named target, resolved.
 
-    ``features`` are the instruction set extensions in LLVM's names that the library needs.
+    ``features`` are the instruction set extensions in LLVM's names that the library needs;
+    ``threads`` is how many CPU threads it uses unless told otherwise (None: one per core).
     """
 
     name: str
     options: dict[str, Any]
     unit: VectorUnit
     features: tuple[str, ...]
+    threads: int | None = None
 
     @property
     def tvm_target(self) -> tvm.target.Target:
@@ -57,15 +52,10 @@ class CompileTarget:
         return triple.split("-")[0]
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """Target presets by name, from ``build/targets.toml``."""
-    installed = resources.files("gecko_mlc") / "targets.toml"
-    file = installed if installed.is_file() else Path(__file__).parents[2] / "build/targets.toml"
-    return tomllib.loads(file.read_text(encoding="utf-8"))
-
-
-def resolve(name: str, mcpu: str | None = None) -> CompileTarget:
+def resolve(name: str, mcpu: str | None = None, threads: int | None = None) -> CompileTarget:
     """The target a preset's name means; ``mcpu`` overrides its processor."""
+    if threads is not None and threads < 1:
+        raise TargetError(f"threads is {threads}, wanted at least 1")
     known = presets()
     if name not in known:
         raise TargetError(f"no target {name!r}; there are {', '.join(known)}")
@@ -82,7 +72,8 @@ def resolve(name: str, mcpu: str | None = None) -> CompileTarget:
             f"this machine's is {codegen.llvm_get_system_cpu()!r}"
         )
     features = set(codegen.llvm_get_cpu_features(tvm.target.Target(options))) & _EXTENSIONS
-    return CompileTarget(name, options, vector_unit(features), tuple(sorted(features)))
+    unit = vector_unit(features)
+    return CompileTarget(name, options, unit, tuple(sorted(features)), threads)
 
 
 def vector_unit(features: set[str]) -> VectorUnit:

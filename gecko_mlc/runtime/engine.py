@@ -30,7 +30,8 @@ class Engine:
     """A model on a device, with room for ``slots`` sequences at a time.
 
     The state's size depends on ``slots`` alone, never on how long a sequence is. ``threads`` CPU
-    threads run the kernels (default: one per core; the setting is the process's). An engine and
+    threads run the kernels (default: the library's, else one per core; the setting is the
+    process's). An engine and
     its sequences belong to one thread.
 
     Raises LibraryError, WeightsError or ConfigError before anything runs when library, weights,
@@ -52,7 +53,7 @@ class Engine:
         self.chat_config: dict[str, Any] = read_chat_config(folder)
         self.library.check_model(self.chat_config, folder / "mlc-chat-config.json")
         self.config: GeckoConfig = self.library.config
-        set_threads(threads)
+        set_threads(self.metadata["target"]["threads"] if threads is None else threads)
         self._parameters = load_parameters(folder, self.library)
         self._state = self._new_state(slots)
         self._free = list(range(slots))[::-1]

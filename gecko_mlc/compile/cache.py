@@ -1,0 +1,75 @@
+"""Libraries compiled for this machine, kept from one start to the next."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gecko_mlc.compile import CompileError
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.runtime.engine import read_chat_config
+
+
+def cached_library(
+    model: Path, target: str = "cpu", on_progress: Callable[[str], None] = lambda line: None
+) -> Path:
+    """The library of a model folder for this machine, compiled unless it is there already.
+
+    ``on_progress`` gets a line before and after a compilation. Raises CompileError where the
+    compiler is not installed.
+    """
+    try:
+        from gecko_mlc.compile.library import compile_library, versions
+        from gecko_mlc.compile.targets import resolve
+    except (ImportError, AttributeError) as error:
+        raise CompileError(
+            "this installation has TVM's runtime without its compiler: name a library compiled "
+            "elsewhere with --lib"
+        ) from error
+    chat_config = read_chat_config(model)
+    config = GeckoConfig.from_dict(chat_config["model_config"])
+    resolved = resolve(target)
+    key = {
+        "config": config.to_dict(),
+        "quantization": chat_config["quantization"],
+        "target": resolved.options,
+        "features": resolved.features,
+        "versions": versions(),
+        "sources": _sources_digest(),
+    }
+    library = cache_folder() / f"{resolved.name}-{_digest(key)}.so"
+    if not library.is_file():
+        on_progress(f"compiling for {resolved.options['mcpu']} (once; kept in {library.parent})")
+        start = time.perf_counter()
+        compile_library(config, chat_config["quantization"], resolved, library)
+        on_progress(f"compiled in {time.perf_counter() - start:.0f} s")
+    return library
+
+
+def cache_folder() -> Path:
+    """Where libraries are kept: ``gecko-mlc`` in the user's cache folder (XDG_CACHE_HOME)."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "gecko-mlc"
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _sources_digest() -> str:
+    """A digest of the compiler's own sources, which change between versions while developing."""
+    import gecko_mlc.compile
+    import relax_model
+    import tir_kernels
+
+    digest = hashlib.sha256()
+    for package in (tir_kernels, relax_model, gecko_mlc.compile):
+        assert package.__file__ is not None
+        for file in sorted(Path(package.__file__).parent.glob("*.py")):
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
