@@ -1,8 +1,8 @@
 """Reading gecko-llm checkpoints and converting them to what a compiled library takes."""
 
 from gecko_mlc.checkpoint.chat_config import write_chat_config
-from gecko_mlc.checkpoint.convert import convert
-from gecko_mlc.checkpoint.random_checkpoint import random_checkpoint
+from gecko_mlc.checkpoint.conversion import convert
+from gecko_mlc.checkpoint.random_weights import random_checkpoint
 from gecko_mlc.checkpoint.reader import open_checkpoint
 from gecko_mlc.checkpoint.source import CheckpointError
 
