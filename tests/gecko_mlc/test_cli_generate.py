@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,14 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(Engine, "made", [])
     configure(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """Ctrl-C as at a terminal, also where the tests run in the background and it is ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
 
 
 def configure(folder: Path, **changes: object) -> None:
@@ -254,6 +262,7 @@ def test_chat_outlives_mistakes(
     assert sequence.read == list(b"abAB")
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_stops_the_answer_and_not_the_chat(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -265,6 +274,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_elsewhere_ends_the_program(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
