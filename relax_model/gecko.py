@@ -58,7 +58,9 @@ class Gecko(nn.Module):
     def _hidden(self, tokens: nn.Tensor, state: State, batched: bool) -> nn.Tensor:
         """Rows of the final norm; the positions move on."""
         x = call(
-            self.kernels.embed(), "embed", [tokens, self.embed.weight],
+            self.kernels.embed(),
+            "embed",
+            [tokens, self.embed.weight],
             [tokens.shape[0], self.config.model_dim],
         )
         for layer in self.layers:
@@ -74,7 +76,9 @@ class Gecko(nn.Module):
 
     def _logits(self, x: nn.Tensor) -> nn.Tensor:
         return call(
-            self.kernels.logits(), "logits", [x, self.output.output.weight],
+            self.kernels.logits(),
+            "logits",
+            [x, self.output.output.weight],
             [x.shape[0], self.config.num_outputs],
         )
 
@@ -127,8 +131,11 @@ class Gecko(nn.Module):
         state = State.unpack(slots, state)
         return tuple(
             call(
-                self.kernels.get_slot(layers, size, dtype), "get_slot", [slots, flat],
-                [layers, size], dtype,
+                self.kernels.get_slot(layers, size, dtype),
+                "get_slot",
+                [slots, flat],
+                [layers, size],
+                dtype,
             )
             for flat, layers, size, dtype, _ in self._flat(state)
         )
@@ -161,6 +168,9 @@ class Gecko(nn.Module):
             "reset": {"slots": one, "state": state, "$": packed},
             "get_slot": {"slots": one, "state": state, "$": bare},
             "set_slot": {
-                "slots": one, "values": saved, "state": state, "$": bare,
+                "slots": one,
+                "values": saved,
+                "state": state,
+                "$": bare,
             },
         }

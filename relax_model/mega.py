@@ -56,19 +56,28 @@ class MovingAverageGatedAttention(nn.Module):
         rows = x.shape[0]
         o = self.timenorm(x, state, batched)
         mx = self.rmsnorm(self.cema(o, state, batched))
-        v = call(
-            kernels.wv(), "wv", [o, self.wv.weight, self.wv.bias], [rows, config.value_dim]
-        )
+        v = call(kernels.wv(), "wv", [o, self.wv.weight, self.wv.bias], [rows, config.value_dim])
         projected = call(
-            kernels.wzrh(), "wzrh", [mx, self.wzrh.weight, self.wzrh.bias],
+            kernels.wzrh(),
+            "wzrh",
+            [mx, self.wzrh.weight, self.wzrh.bias],
             [rows, kernels.projected],
         )
         state.keys, state.values, state.memory_keys, queries = call_inplace(
             kernels.attention_inputs(batched),
             "attention_inputs_step" if batched else "attention_inputs",
             [
-                projected, v, self.gamma, self.beta, rope, state.slots, state.position,
-                state.keys, state.values, state.memory_keys, self.layer,
+                projected,
+                v,
+                self.gamma,
+                self.beta,
+                rope,
+                state.slots,
+                state.position,
+                state.keys,
+                state.values,
+                state.memory_keys,
+                self.layer,
             ],
             [7, 8, 9],
             [rows, 3, config.z_dim],
@@ -77,8 +86,14 @@ class MovingAverageGatedAttention(nn.Module):
             kernels.attention(batched),
             "attention_step" if batched else "attention",
             [
-                queries, projected, state.slots, state.position, state.keys, state.values,
-                state.memory, self.layer,
+                queries,
+                projected,
+                state.slots,
+                state.position,
+                state.keys,
+                state.values,
+                state.memory,
+                self.layer,
             ],
             [6],
             [rows, config.value_dim],
@@ -91,8 +106,13 @@ class MovingAverageGatedAttention(nn.Module):
             self.kernels.memory_commit(),
             "memory_commit",
             [
-                state.slots, state.position, state.memory_keys, state.values, state.memory,
-                state.log_norm, self.layer,
+                state.slots,
+                state.position,
+                state.memory_keys,
+                state.values,
+                state.memory,
+                state.log_norm,
+                self.layer,
             ],
             [4, 5],
         )

@@ -22,10 +22,10 @@ class NormalizedFeedForwardNetwork(nn.Module):
         kernels = self.kernels
         normed = self.norm(x)
         hidden = call(
-            kernels.fc1(), "fc1", [normed, self.fc1.weight],
+            kernels.fc1(),
+            "fc1",
+            [normed, self.fc1.weight],
             [x.shape[0], self.config.ffn_hidden_dim],
         )
         scale = [] if self.alpha is None else [self.alpha]
-        return call(
-            kernels.fc2(), "fc2", [hidden, self.fc2.weight, residual, *scale], x.shape
-        )
+        return call(kernels.fc2(), "fc2", [hidden, self.fc2.weight, residual, *scale], x.shape)

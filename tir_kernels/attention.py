@@ -8,6 +8,8 @@ previous one); key k stands in ring row (base + k) mod 2C.
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
 from .register_tile import panel_store, row_tiles
@@ -53,6 +55,7 @@ def _softmax(width: int):
     return softmax
 
 
+@functools.cache
 def attention_prefill(
     heads: int,
     z_head: int,
@@ -138,9 +141,7 @@ def attention_prefill(
             gated[operands[7] + row, operands[1] * v_head + column] + read
         )
 
-    memory_rows = row_tiles(
-        narrow, feature, memory_value, panel_store(v_head, narrow, add_memory)
-    )
+    memory_rows = row_tiles(narrow, feature, memory_value, panel_store(v_head, narrow, add_memory))
 
     @T.inline
     def pack_keys(Keys, Packed, layer, slot, head, half, panel, count):
@@ -151,7 +152,9 @@ def attention_prefill(
                     Packed[head, half, panel, d, k] = T.Cast(
                         "float32",
                         Keys[
-                            layer, slot, (count[1] + panel * unit.panel + k) % (2 * chunk),
+                            layer,
+                            slot,
+                            (count[1] + panel * unit.panel + k) % (2 * chunk),
                             head * z_head + d,
                         ],
                     )
@@ -190,7 +193,13 @@ def attention_prefill(
         for item in T.parallel(heads * 2 * key_panels):
             half = item // key_panels % 2
             pack_keys(
-                Keys, Packed, layer, slot, item // (2 * key_panels), half, item % key_panels,
+                Keys,
+                Packed,
+                layer,
+                slot,
+                item // (2 * key_panels),
+                half,
+                item % key_panels,
                 (
                     T.Select(half == 0, previous, start + m),
                     T.Select(half == 0, own_base + chunk, own_base),
@@ -206,12 +215,25 @@ def attention_prefill(
             for panel in T.serial((previous + unit.panel - 1) // unit.panel):
                 score_rows(
                     (head, 0, panel, Queries, Packed, Weights, first, panel * unit.panel),
-                    0, count, z_head,
+                    0,
+                    count,
+                    z_head,
                 )
             for panel in T.serial((own + unit.panel - 1) // unit.panel):
                 score_rows(
-                    (head, 1, panel, Queries, Packed, Weights, first, previous + panel * unit.panel),
-                    0, count, z_head,
+                    (
+                        head,
+                        1,
+                        panel,
+                        Queries,
+                        Packed,
+                        Weights,
+                        first,
+                        previous + panel * unit.panel,
+                    ),
+                    0,
+                    count,
+                    z_head,
                 )
             for row in T.serial(count):
                 visible = previous + start + first + row + 1
@@ -221,10 +243,20 @@ def attention_prefill(
             for panel in T.serial(value_panels):
                 value_rows(
                     (
-                        panel, head, Weights, Values, layer, slot,
-                        own_base + 2 * chunk - previous, Gated, Projected, first,
+                        panel,
+                        head,
+                        Weights,
+                        Values,
+                        layer,
+                        slot,
+                        own_base + 2 * chunk - previous,
+                        Gated,
+                        Projected,
+                        first,
                     ),
-                    0, count, previous + own,
+                    0,
+                    count,
+                    previous + own,
                 )
                 memory_rows(
                     (panel, head, Queries, Memory, layer, slot, Gated, first), 0, count, z_head
@@ -233,6 +265,7 @@ def attention_prefill(
     return attention_prefill
 
 
+@functools.cache
 def attention_decode(
     heads: int,
     z_head: int,
@@ -259,9 +292,9 @@ def attention_decode(
             lanes[j] = f32(0.0)
         for i in T.serial(z_head // z_width):
             for j in T.vectorized(z_width):
-                lanes[j] = lanes[j] + Queries[
-                    b, which, head * z_head + i * z_width + j
-                ] * T.Cast("float32", Keys[layer, slot, ring_row, head * z_head + i * z_width + j])
+                lanes[j] = lanes[j] + Queries[b, which, head * z_head + i * z_width + j] * T.Cast(
+                    "float32", Keys[layer, slot, ring_row, head * z_head + i * z_width + j]
+                )
         Weights[0, k] = total([lanes[j] for j in range(z_width)])
 
     @T.prim_func(s_tir=True, private=True)

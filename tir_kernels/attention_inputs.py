@@ -8,6 +8,8 @@ any position, exactly. Row t mod 2C of the rings belongs to position t.
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
 from .vector_math import exp, f32, largest, rsqrt, total
@@ -31,9 +33,7 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
     @T.inline
     def rotate(In, Rope, angle, write, target):
         for i in T.serial(pairs):
-            write(
-                target, 2 * i, In[2 * i] * Rope[angle, i, 0] - In[2 * i + 1] * Rope[angle, i, 1]
-            )
+            write(target, 2 * i, In[2 * i] * Rope[angle, i, 0] - In[2 * i + 1] * Rope[angle, i, 1])
             write(
                 target, 2 * i + 1, In[2 * i] * Rope[angle, i, 1] + In[2 * i + 1] * Rope[angle, i, 0]
             )
@@ -115,6 +115,7 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
     return head_of_row
 
 
+@functools.cache
 def attention_inputs(
     heads: int,
     z_head: int,
@@ -192,14 +193,36 @@ def attention_inputs(
         Queries = T.match_buffer(queries, (m, 3, z_dim), "float32")
         if m == 1:
             one_row(
-                Projected, V, Gamma, Beta, Rope, Queries, Keys, Values, MemoryKeys, 0, layer,
-                Slots[0], Position[Slots[0]],
+                Projected,
+                V,
+                Gamma,
+                Beta,
+                Rope,
+                Queries,
+                Keys,
+                Values,
+                MemoryKeys,
+                0,
+                layer,
+                Slots[0],
+                Position[Slots[0]],
             )
         else:
             for row in T.parallel(m):
                 one_row(
-                    Projected, V, Gamma, Beta, Rope, Queries, Keys, Values, MemoryKeys, row,
-                    layer, Slots[entry(row)], Position[Slots[entry(row)]] + steps(row),
+                    Projected,
+                    V,
+                    Gamma,
+                    Beta,
+                    Rope,
+                    Queries,
+                    Keys,
+                    Values,
+                    MemoryKeys,
+                    row,
+                    layer,
+                    Slots[entry(row)],
+                    Position[Slots[entry(row)]] + steps(row),
                 )
 
     return attention_inputs

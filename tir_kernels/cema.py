@@ -10,14 +10,17 @@ parallel. ``_MODES`` modes at a time keep state and coefficients in registers.
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
-from .vector_math import f32, total
+from .vector_math import total
 from .vector_unit import VectorUnit
 
 _MODES = 4
 
 
+@functools.cache
 def cema_prefill(dim: int, modes: int, layers: int, unit: VectorUnit):
     """m consecutive steps of one sequence: x, y [m, D]; state h [layers, slots, D, N, 2]."""
     width = unit.fit(dim)
@@ -51,9 +54,8 @@ def cema_prefill(dim: int, modes: int, layers: int, unit: VectorUnit):
                 for j in T.vectorized(width):
                     hr[n, j] = turned[j]
             for j in T.vectorized(width):
-                Y[t, c0 + j] = (
-                    T.Select(first, X[t, c0 + j], Y[t, c0 + j])
-                    + total([gr[n, j] * hr[n, j] - gi[n, j] * hi[n, j] for n in range(group)])
+                Y[t, c0 + j] = T.Select(first, X[t, c0 + j], Y[t, c0 + j]) + total(
+                    [gr[n, j] * hr[n, j] - gi[n, j] * hi[n, j] for n in range(group)]
                 )
         for n in T.unroll(group):
             for j in T.unroll(width):
@@ -89,6 +91,7 @@ def cema_prefill(dim: int, modes: int, layers: int, unit: VectorUnit):
     return cema_prefill
 
 
+@functools.cache
 def cema_decode(dim: int, modes: int, layers: int, unit: VectorUnit):
     """One step of B sequences, each in its own slot: x, y [B, D].
 

@@ -6,12 +6,20 @@ A back end of the model is a class with these names; ``relax_model`` asks for no
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import TYPE_CHECKING
 
-from . import attention, attention_inputs, cema, embedding, linear, memory, norms, slots
-from . import timestep_norm
+from . import (
+    attention,
+    attention_inputs,
+    cema,
+    embedding,
+    linear,
+    memory,
+    norms,
+    slots,
+    timestep_norm,
+)
 from .vector_unit import VectorUnit
 
 if TYPE_CHECKING:
@@ -23,7 +31,6 @@ class CpuKernels:
     """Kernels for ``config`` with weights and rings of ``dtype``, scheduled for ``unit``.
 
     ``batched`` kernels advance each of B slots by one step; the others advance one slot by m.
-    A kernel is built once, however many layers call it: parsing it takes longer than all else.
     """
 
     config: GeckoConfig
@@ -43,62 +50,48 @@ class CpuKernels:
         """Shape of a weight [outputs, inputs] ([2 * outputs, inputs] when gated) as packed."""
         return [linear.num_panels(outputs, self.unit, gated), inputs, self.unit.panel]
 
-    @functools.cache
     def pack(self, gated: bool):
         return linear.pack(self.dtype, self.unit, gated)
 
-    @functools.cache
     def embed(self):
         c = self.config
         scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
         return embedding.embed(c.vocab_size, c.model_dim, scale, self.dtype, self.unit)
 
-    @functools.cache
     def last_row(self):
         return embedding.last_row(self.config.model_dim)
 
-    @functools.cache
     def timenorm(self, batched: bool):
         c = self.config
         args = c.model_dim, c.timenorm_num_groups, self._betas, c.norm_eps
         if batched:
             return timestep_norm.timestep_norm_decode(*args, c.num_layers + 1, self.unit)
-        return timestep_norm.timestep_norm_prefill(
-            *args, c.chunk_size, c.num_layers + 1, self.unit
-        )
+        return timestep_norm.timestep_norm_prefill(*args, c.chunk_size, c.num_layers + 1, self.unit)
 
-    @functools.cache
     def cema(self, batched: bool):
         c = self.config
         kernel = cema.cema_decode if batched else cema.cema_prefill
         return kernel(c.model_dim, c.cema_ndim, c.num_layers, self.unit)
 
-    @functools.cache
     def rmsnorm(self):
         c = self.config
         return norms.rms_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, self.unit)
 
-    @functools.cache
     def layernorm(self):
         c = self.config
         return norms.layer_norm(c.model_dim, c.layernorm_num_groups, c.norm_eps, self.unit)
 
-    @functools.cache
     def wv(self):
         c = self.config
         return linear.linear_bias_silu(
             c.model_dim, c.value_dim, (0, c.value_dim), self.dtype, self.unit
         )
 
-    @functools.cache
     def wzrh(self):
         c = self.config
         gates = c.z_dim, c.z_dim + c.value_dim
-        return linear.linear_bias_silu(
-            c.model_dim, self.projected, gates, self.dtype, self.unit
-        )
+        return linear.linear_bias_silu(c.model_dim, self.projected, gates, self.dtype, self.unit)
 
-    @functools.cache
     def attention_inputs(self, batched: bool):
         c = self.config
         return attention_inputs.attention_inputs(
@@ -115,7 +108,6 @@ class CpuKernels:
             self.unit,
         )
 
-    @functools.cache
     def attention(self, batched: bool):
         c = self.config
         kernel = attention.attention_decode if batched else attention.attention_prefill
@@ -130,7 +122,6 @@ class CpuKernels:
             self.unit,
         )
 
-    @functools.cache
     def memory_commit(self):
         c = self.config
         return memory.memory_commit(
@@ -143,7 +134,6 @@ class CpuKernels:
             self.unit,
         )
 
-    @functools.cache
     def wh2(self):
         c = self.config
         return linear.linear_block_output(
@@ -155,39 +145,31 @@ class CpuKernels:
             self.unit,
         )
 
-    @functools.cache
     def fc1(self):
         c = self.config
         kernel = linear.linear_swiglu if c.swiglu else linear.linear_silu
         return kernel(c.model_dim, c.ffn_hidden_dim, self.dtype, self.unit)
 
-    @functools.cache
     def fc2(self):
         c = self.config
         kernel = linear.linear_scaled_residual if c.rescale_nffn else linear.linear_residual
         return kernel(c.ffn_hidden_dim, c.model_dim, self.dtype, self.unit)
 
-    @functools.cache
     def logits(self):
         c = self.config
         return linear.linear(c.model_dim, c.num_outputs, self.dtype, self.unit)
 
-    @functools.cache
     def advance(self, batched: bool):
         return slots.advance(batched)
 
-    @functools.cache
     def get_slot(self, layers: int, size: int, dtype: str):
         return slots.get_slot(layers, size, dtype)
 
-    @functools.cache
     def set_slot(self, layers: int, size: int, dtype: str):
         return slots.set_slot(layers, size, dtype)
 
-    @functools.cache
     def fill_slot(self, layers: int, size: int, dtype: str, value: float):
         return slots.fill_slot(layers, size, dtype, value)
 
-    @functools.cache
     def fill_slot_norm(self):
         return slots.fill_slot_norm(self.config.num_layers + 1, self.config.timenorm_num_groups)

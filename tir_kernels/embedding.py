@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
 from .vector_unit import VectorUnit
 
 
+@functools.cache
 def embed(vocab: int, dim: int, scale: float, weight_dtype: str, unit: VectorUnit):
     """x [m, D] float32 = table[token] * scale. The caller has checked that tokens are in range."""
     width = unit.fit(dim)
@@ -28,6 +31,7 @@ def embed(vocab: int, dim: int, scale: float, weight_dtype: str, unit: VectorUni
     return embed
 
 
+@functools.cache
 def last_row(dim: int):
     """y [1, D] = the last of the rows x [m, D]: prefill needs the logits of one position only."""
 

@@ -7,6 +7,8 @@ parallel. 16-bit weights are widened as they are loaded; sums are float32.
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
 from .register_tile import panel_store, row_tiles
@@ -41,6 +43,7 @@ def _linear_rows(outputs: int, unit: VectorUnit, finish):
     return row_tiles(unit, _left, _right, panel_store(outputs, unit, write))
 
 
+@functools.cache
 def linear(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit):
     """y [m, N] = a [m, K] @ w^T; the output layer."""
     panels = num_panels(outputs, unit)
@@ -59,6 +62,7 @@ def linear(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit):
     return logits
 
 
+@functools.cache
 def linear_bias_silu(
     inputs: int, outputs: int, gates: tuple[int, int], weight_dtype: str, unit: VectorUnit
 ):
@@ -88,6 +92,7 @@ def linear_bias_silu(
     return bias_silu
 
 
+@functools.cache
 def linear_block_output(
     inputs: int, outputs: int, offset: int, width: int, weight_dtype: str, unit: VectorUnit
 ):
@@ -115,6 +120,7 @@ def linear_block_output(
     return wh2
 
 
+@functools.cache
 def linear_silu(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit):
     """hid = silu(fc1 a); the feed-forward network without swiglu."""
     panels = num_panels(outputs, unit)
@@ -133,6 +139,7 @@ def linear_silu(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit):
     return fc1
 
 
+@functools.cache
 def linear_swiglu(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit):
     """hid = silu(fc1 a) * fc3 a; a panel interleaves ``lanes`` columns of fc1 and of fc3."""
     lanes = unit.lanes
@@ -166,6 +173,7 @@ def linear_swiglu(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit
     return fc1
 
 
+@functools.cache
 def linear_residual(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit):
     """y = a @ w^T + residual (fc2)."""
     panels = num_panels(outputs, unit)
@@ -187,6 +195,7 @@ def linear_residual(inputs: int, outputs: int, weight_dtype: str, unit: VectorUn
     return fc2
 
 
+@functools.cache
 def linear_scaled_residual(inputs: int, outputs: int, weight_dtype: str, unit: VectorUnit):
     """y = alpha * (a @ w^T) + residual (fc2 with rescale_nffn), alpha [N]."""
     panels = num_panels(outputs, unit)
@@ -212,6 +221,7 @@ def linear_scaled_residual(inputs: int, outputs: int, weight_dtype: str, unit: V
     return fc2
 
 
+@functools.cache
 def pack(weight_dtype: str, unit: VectorUnit, gated: bool):
     """Panels [P, K, panel] from a matrix [N, K] as the checkpoint has it; padding is zero.
 

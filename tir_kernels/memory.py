@@ -6,6 +6,8 @@ U = softmax_positions(ak)^T @ (v - softmax_features(ak) @ M), M' = M + exp(l - n
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
 from .register_tile import panel_store, row_tiles
@@ -13,6 +15,7 @@ from .vector_math import exp, f32, largest, total
 from .vector_unit import VectorUnit
 
 
+@functools.cache
 def memory_commit(
     heads: int,
     z_head: int,
@@ -51,16 +54,12 @@ def memory_commit(
         residual[row, column] = (
             T.Cast(
                 "float32",
-                values[
-                    operands[5], operands[6], operands[8] + row, operands[7] * v_head + column
-                ],
+                values[operands[5], operands[6], operands[8] + row, operands[7] * v_head + column],
             )
             - predicted
         )
 
-    residual_rows = row_tiles(
-        narrow, feature, stored, panel_store(v_head, narrow, write_residual)
-    )
+    residual_rows = row_tiles(narrow, feature, stored, panel_store(v_head, narrow, write_residual))
 
     # U and M'; operands (panel, weights, residual, memory, ratio, layer, slot, head).
     def weight(operands, row, k):
@@ -75,9 +74,7 @@ def memory_commit(
         ratio = operands[4]
         memory[operands[5], operands[6], operands[7], row, column] = memory[
             operands[5], operands[6], operands[7], row, column
-        ] + ratio[row] * (
-            update - memory[operands[5], operands[6], operands[7], row, column]
-        )
+        ] + ratio[row] * (update - memory[operands[5], operands[6], operands[7], row, column])
 
     update_rows = row_tiles(
         narrow, weight, residual_value, panel_store(v_head, narrow, write_memory)
@@ -187,11 +184,15 @@ def memory_commit(
             for panel in T.serial(panels):
                 residual_rows(
                     (panel, Features, Memory, Values, Residual, layer, slot, head, ring_row),
-                    0, chunk, z_head,
+                    0,
+                    chunk,
+                    z_head,
                 )
                 update_rows(
                     (panel, Weights, Residual, Memory, Ratio, layer, slot, head),
-                    0, z_head, chunk,
+                    0,
+                    z_head,
+                    chunk,
                 )
 
     return memory_commit

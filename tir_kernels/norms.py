@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
 from .vector_math import f32, rsqrt, total
 from .vector_unit import VectorUnit
 
 
+@functools.cache
 def rms_norm(dim: int, groups: int, eps: float, unit: VectorUnit):
     """y = x * rsqrt(mean(x^2) + eps) * weight over each group of dim/groups features.
 
@@ -54,6 +57,7 @@ def rms_norm(dim: int, groups: int, eps: float, unit: VectorUnit):
     return rmsnorm
 
 
+@functools.cache
 def layer_norm(dim: int, groups: int, eps: float, unit: VectorUnit):
     """y = (x - mean) * rsqrt(var + eps) * weight + bias over each group of dim/groups features.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from tvm.script import tirx as T
 
 
+@functools.cache
 def advance(batched: bool):
     """position[slots[0]] += m after a prefill of m tokens; ``batched``, += 1 in each of m slots."""
 
@@ -23,6 +26,7 @@ def advance(batched: bool):
     return advance
 
 
+@functools.cache
 def get_slot(layers: int, size: int, dtype: str):
     """values [layers, size] = state [layers, slots, size] at one slot."""
 
@@ -40,6 +44,7 @@ def get_slot(layers: int, size: int, dtype: str):
     return get_slot
 
 
+@functools.cache
 def set_slot(layers: int, size: int, dtype: str):
     """state [layers, slots, size] at one slot = values [layers, size], in place."""
 
@@ -57,6 +62,7 @@ def set_slot(layers: int, size: int, dtype: str):
     return set_slot
 
 
+@functools.cache
 def fill_slot(layers: int, size: int, dtype: str, value: float):
     """state [layers, slots, size] at one slot = ``value``, in place."""
 
@@ -73,6 +79,7 @@ def fill_slot(layers: int, size: int, dtype: str, value: float):
     return fill_slot
 
 
+@functools.cache
 def fill_slot_norm(norms: int, groups: int):
     """mean and var [layers+1, slots, G] of one norm at one slot = its prior moments [G]."""
 

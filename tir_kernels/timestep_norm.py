@@ -9,6 +9,7 @@ y_t = (x_t - m_t / (1-b1^c)) * rsqrt(v_t / (1-b2^c) + eps) * weight + bias with 
 
 from __future__ import annotations
 
+import functools
 import math
 
 from tvm.script import tirx as T
@@ -47,17 +48,15 @@ class _Moments:
             Mean[out_row, group] = mean[0]
             Var[out_row, group] = total([sums[j] for j in range(width)]) / f32(size)
 
+        def reciprocal(count, log_beta):
+            power = T.exp(T.Cast("float64", count) * T.float64(log_beta))
+            return T.Cast("float32", T.float64(1) / (T.float64(1) - power))
+
         @T.inline
         def bias_corrections(Correction, count):
             """1/(1-b1^c) and 1/(1-b2^c) for c = count, in double, rounded once."""
-            Correction[0] = T.Cast(
-                "float32",
-                T.float64(1) / (T.float64(1) - T.exp(T.Cast("float64", count) * T.float64(log_beta1))),
-            )
-            Correction[1] = T.Cast(
-                "float32",
-                T.float64(1) / (T.float64(1) - T.exp(T.Cast("float64", count) * T.float64(log_beta2))),
-            )
+            Correction[0] = reciprocal(count, log_beta1)
+            Correction[1] = reciprocal(count, log_beta2)
 
         @T.inline
         def advance(Correction, Mean, Var, row, state_mean, state_var, layer, slot, g):
@@ -85,6 +84,7 @@ class _Moments:
         self.advance, self.apply = advance, apply
 
 
+@functools.cache
 def timestep_norm_prefill(
     dim: int,
     groups: int,
@@ -138,7 +138,14 @@ def timestep_norm_prefill(
             for go in T.serial(groups // width):
                 for gi in T.vectorized(width):
                     moments.advance(
-                        correction, Mean, Var, t, StateMean, StateVar, layer, Slots[0],
+                        correction,
+                        Mean,
+                        Var,
+                        t,
+                        StateMean,
+                        StateVar,
+                        layer,
+                        Slots[0],
                         go * width + gi,
                     )
         for t in T.parallel(m):
@@ -148,6 +155,7 @@ def timestep_norm_prefill(
     return timenorm_prefill
 
 
+@functools.cache
 def timestep_norm_decode(
     dim: int,
     groups: int,
@@ -167,9 +175,7 @@ def timestep_norm_decode(
         moments.bias_corrections(correction, count)
         for group in T.serial(groups):
             moments.of_step(X, mean, var, b, 0, group)
-            moments.advance(
-                correction, mean, var, 0, StateMean, StateVar, layer, Slots[b], group
-            )
+            moments.advance(correction, mean, var, 0, StateMean, StateVar, layer, Slots[b], group)
             moments.apply(X, mean, var, W, B, Y, b, 0, group)
 
     @T.prim_func(s_tir=True, private=True)
@@ -199,14 +205,30 @@ def timestep_norm_decode(
         Y = T.match_buffer(y, (batch, dim), "float32")
         if batch == 1:
             step(
-                X, W, B, PriorCount[0] + Position[Slots[0]] + 1, Slots, StateMean, StateVar,
-                layer, Y, 0,
+                X,
+                W,
+                B,
+                PriorCount[0] + Position[Slots[0]] + 1,
+                Slots,
+                StateMean,
+                StateVar,
+                layer,
+                Y,
+                0,
             )
         else:
             for b in T.parallel(batch):
                 step(
-                    X, W, B, PriorCount[0] + Position[Slots[b]] + 1, Slots, StateMean, StateVar,
-                    layer, Y, b,
+                    X,
+                    W,
+                    B,
+                    PriorCount[0] + Position[Slots[b]] + 1,
+                    Slots,
+                    StateMean,
+                    StateVar,
+                    layer,
+                    Y,
+                    b,
                 )
 
     return timenorm_decode

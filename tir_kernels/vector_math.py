@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
+from . import inline_lookup as inline_lookup  # before the first T.inline is expanded
+
 _LOG2E = 1.4426950408889634
 # log(2) in two parts; the first is exact in ten bits, so n * _LN2_HIGH has no rounding error.
 _LN2_HIGH = 0.693359375

@@ -13,14 +13,13 @@ from tir_kernels.vector_unit import AVX2, AVX512, NEON, PORTABLE, VectorUnit
 
 # Instruction set extensions that generated code may use; a machine without one must refuse the
 # library. Scheduling hints and system instructions among LLVM's features are left out.
-_EXTENSIONS = frozenset(
-    """
-    sse4.1 sse4.2 popcnt avx avx2 fma f16c bmi bmi2 lzcnt movbe adx gfni vaes vpclmulqdq avxvnni
-    avx512f avx512bw avx512cd avx512dq avx512vl avx512ifma avx512vbmi avx512vbmi2 avx512vnni
-    avx512bitalg avx512vpopcntdq avx512bf16 avx512fp16 avx512vp2intersect
-    neon fullfp16 dotprod bf16 i8mm sve sve2
-    """.split()
+_X86 = (
+    "sse4.1 sse4.2 popcnt avx avx2 fma f16c bmi bmi2 lzcnt movbe adx gfni vaes vpclmulqdq avxvnni "
+    "avx512f avx512bw avx512cd avx512dq avx512vl avx512ifma avx512vbmi avx512vbmi2 avx512vnni "
+    "avx512bitalg avx512vpopcntdq avx512bf16 avx512fp16 avx512vp2intersect"
 )
+_ARM = "neon fullfp16 dotprod bf16 i8mm sve sve2"
+_EXTENSIONS = frozenset(f"{_X86} {_ARM}".split())
 
 
 class TargetError(ValueError):
