@@ -22,6 +22,7 @@ TOKENIZER_NAMES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 # Vocabularies that can only be bytes, with up to four special tokens after them.
 BYTE_VOCABULARIES = range(256, 261)
 BYTES = "bytes"
+NONE = "none"
 
 
 def write_chat_config(
@@ -29,21 +30,22 @@ def write_chat_config(
 ) -> dict[str, Any]:
     """Write ``mlc-chat-config.json`` and copy the tokenizer beside it; returns what was written.
 
-    ``tokenizer`` is ``"bytes"``, a ``tokenizer.json``, or a folder with one. Its special tokens
-    come from the ``tokenizer_config.json`` beside it. CheckpointError when it does not fit.
+    ``tokenizer`` is ``"bytes"``, ``"none"`` for a model that is only given token ids, a
+    ``tokenizer.json``, or a folder with one. Its special tokens come from the
+    ``tokenizer_config.json`` beside it. CheckpointError when it does not fit.
     """
     if quantization not in QUANTIZATIONS:
         raise QuantizationError(
             f"no quantization {quantization!r}; there are {', '.join(QUANTIZATIONS)}"
         )
     output = Path(output)
+    files, bos, eos = [], None, None
     if tokenizer == BYTES:
         if config.vocab_size < 256:
             raise CheckpointError(
                 f"vocab_size is {config.vocab_size}, wanted at least 256 for a tokenizer of bytes"
             )
-        files, bos, eos = [], None, None
-    else:
+    elif tokenizer != NONE:
         files = _tokenizer_files(Path(tokenizer))
         bos, eos = _special_tokens(files, config)
     values = {
@@ -60,7 +62,7 @@ def write_chat_config(
         "stop_token_ids": [] if eos is None else [eos],
         "stop_strings": [],
         "conv_template": None,
-        "tokenizer": "huggingface" if files else BYTES,
+        "tokenizer": "huggingface" if files else BYTES if tokenizer == BYTES else None,
         "tokenizer_files": [file.name for file in files],
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def find_tokenizer(folder: Path, config: GeckoConfig) -> Path | str:
     raise CheckpointError(
         f"no {TOKENIZER_NAMES[0]} in {folder}, and {config.vocab_size} tokens are not bytes "
         f"({BYTE_VOCABULARIES.start} to {BYTE_VOCABULARIES.stop - 1}): name the tokenizer's file "
-        "or folder with --tokenizer"
+        f"or folder with --tokenizer, or say --tokenizer {NONE} to do without text"
     )
 
 

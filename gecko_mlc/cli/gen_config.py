@@ -10,8 +10,9 @@ HELP = "write mlc-chat-config.json and copy the tokenizer"
 
 EPILOG = """\
 The tokenizer is the tokenizer.json beside the checkpoint, or the one --tokenizer names; a model
-with a vocabulary of 256 to 260 and no such file reads bytes. The begin and end tokens come from
-tokenizer_config.json. The file written can be edited: default temperature, top_p and
+with a vocabulary of 256 to 260 and no such file reads bytes. With the word none the model has no
+tokenizer: it can be compiled, validated and measured, but not given text. The begin and end tokens
+come from tokenizer_config.json. The file written can be edited: default temperature, top_p and
 repetition_penalty, stop_token_ids, stop_strings, and for chat a conv_template such as
   {"system": "", "user_prefix": "User: ", "user_suffix": "\\n",
    "assistant_prefix": "Assistant:", "assistant_suffix": "\\n"}
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tokenizer",
-        metavar="PATH|bytes",
-        help="tokenizer.json, a folder with it, or the word bytes (default: the checkpoint's)",
+        metavar="PATH|bytes|none",
+        help="tokenizer.json, a folder with it, bytes or none (default: the checkpoint's)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="model folder to write")
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     config, _ = open_checkpoint(args.checkpoint)
     tokenizer = args.tokenizer or find_tokenizer(checkpoint_folder(args.checkpoint), config)
     values = write_chat_config(config, args.quantization, args.output, tokenizer)
-    print(f"{args.output / CHAT_CONFIG_NAME}: tokenizer {values['tokenizer']}")
+    print(f"{args.output / CHAT_CONFIG_NAME}: tokenizer {values['tokenizer'] or 'none'}")
     if values["tokenizer_files"] and not values["stop_token_ids"]:
         print(
             "gecko-mlc: no end token known (no eos_token in tokenizer_config.json): generation "

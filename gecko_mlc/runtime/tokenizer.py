@@ -59,6 +59,11 @@ def load_tokenizer(model_dir: str | Path) -> Tokenizer:
     bos = config.get("bos_token_id")
     if config.get("tokenizer") == "bytes":
         return ByteTokenizer(bos)
+    if "tokenizer" in config and config["tokenizer"] is None:
+        raise TokenizerError(
+            f"{path} says that the model has no tokenizer, so it cannot be given text: run "
+            "gen-config with --tokenizer and a tokenizer.json"
+        )
     file = folder / "tokenizer.json"
     if file.name not in config.get("tokenizer_files", ()):
         raise TokenizerError(

@@ -26,18 +26,27 @@ def load_parameters(folder: Path, library: Library) -> tvm_ffi.Array:
     Shards are mapped, and each matrix is packed as it is read: beside the result there is never
     more than one tensor in memory. Raises WeightsError before anything runs.
     """
-    index = folder / "tensor-cache.json"
-    if not index.is_file():
-        raise WeightsError(
-            f"{folder} has no tensor-cache.json; make one with gecko-mlc convert-weight"
-        )
-    records = _records(index)
+    records = _records(_index(folder))
     _check(records, library, folder)
     parameters = []
     for row in library.metadata["params"]:
         tensor = tvm.runtime.tensor(_read(records[row["source"]]), library.device)
         parameters.append(library[row["pack"]](tensor) if row["pack"] else tensor)
     return tvm_ffi.convert(parameters)
+
+
+def stored_arrays(folder: Path) -> dict[str, np.ndarray]:
+    """The converted weights as stored, memory-mapped, by name; bfloat16 as ``ml_dtypes`` has it."""
+    return {name: _read(record) for name, record in _records(_index(folder)).items()}
+
+
+def _index(folder: Path) -> Path:
+    index = folder / "tensor-cache.json"
+    if not index.is_file():
+        raise WeightsError(
+            f"{folder} has no tensor-cache.json; make one with gecko-mlc convert-weight"
+        )
+    return index
 
 
 def _records(index: Path) -> dict[str, dict[str, Any]]:

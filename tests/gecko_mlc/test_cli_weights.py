@@ -19,7 +19,7 @@ from tokenizers import models
 
 from gecko_mlc.cli import main
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.runtime.tokenizer import load_tokenizer
+from gecko_mlc.runtime.tokenizer import TokenizerError, load_tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -159,6 +159,22 @@ def test_tokenizers_that_do_not_fit(
         assert main([*arguments, "--tokenizer", str(given)]) == 2
         assert message in capsys.readouterr().err
     assert not model.exists()
+
+
+def test_a_model_without_a_tokenizer(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((checkpoint / "params.json").read_text())
+    (checkpoint / "params.json").write_text(json.dumps({**config, "vocab_size": 320}))
+    arguments = ["gen-config", str(checkpoint), "--quantization", "q0f32", "-o", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "or say --tokenizer none" in capsys.readouterr().err
+    assert main([*arguments, "--tokenizer", "none"]) == 0
+    assert "tokenizer None" not in capsys.readouterr().out
+    written = chat_config(tmp_path)
+    assert written["tokenizer"] is None and written["tokenizer_files"] == []
+    with pytest.raises(TokenizerError, match="says that the model has no tokenizer"):
+        load_tokenizer(tmp_path)
 
 
 def test_models_that_cannot_read_bytes(
