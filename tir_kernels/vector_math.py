@@ -23,7 +23,8 @@ _EXP_COEFFICIENTS = (
     1.6666665459e-1,
     5.0000001201e-1,
 )
-_EXP_MIN, _EXP_MAX = -87.3365447504, 88.3762626647950
+# The smallest normal number, and short of 127.5 log(2), where the exponent would round up to 128.
+_EXP_MIN, _EXP_MAX = -87.3365447504, 88.37625
 
 
 def f32(value: float):
