@@ -60,12 +60,15 @@ class _Moments:
 
         @T.inline
         def advance(Correction, Mean, Var, row, state_mean, state_var, layer, slot, g):
-            """The state one step on; Mean and Var become the corrected mean and 1/deviation."""
-            state_mean[layer, slot, g] = (
-                f32(beta1) * state_mean[layer, slot, g] + f32(1.0 - beta1) * Mean[row, g]
+            """The state one step on; Mean and Var become the corrected mean and 1/deviation.
+
+            Stepping towards the new value keeps beta itself, which float32 cannot hold, out.
+            """
+            state_mean[layer, slot, g] = state_mean[layer, slot, g] + f32(1.0 - beta1) * (
+                Mean[row, g] - state_mean[layer, slot, g]
             )
-            state_var[layer, slot, g] = (
-                f32(beta2) * state_var[layer, slot, g] + f32(1.0 - beta2) * Var[row, g]
+            state_var[layer, slot, g] = state_var[layer, slot, g] + f32(1.0 - beta2) * (
+                Var[row, g] - state_var[layer, slot, g]
             )
             Mean[row, g] = state_mean[layer, slot, g] * Correction[0]
             Var[row, g] = rsqrt(state_var[layer, slot, g] * Correction[1] + f32(eps))
