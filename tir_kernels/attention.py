@@ -16,7 +16,12 @@ from .register_tile import panel_store, row_tiles
 from .vector_math import exp, f32, largest, total
 from .vector_unit import VectorUnit
 
-_QUERY_TILES = 4
+# Query rows of a block, in register tiles: what one packed panel of values serves.
+_QUERY_TILES = 8
+# Keys a decode step handles in one piece.
+_KEY_BLOCK = 128
+# Keys whose values are added in one pass over the sums, which are read and written once for all.
+_KEYS_AT_ONCE = 8
 
 
 def _softmax(width: int):
@@ -68,8 +73,8 @@ def attention_prefill(
 ):
     """m consecutive queries of one chunk: queries [m, 3, S] to gated [m, E].
 
-    Keys are first transposed into panels, once for all queries. A block of ``rows`` x 4 queries
-    then keeps its scores, softmaxes them, and multiplies them with the values in the ring.
+    Keys are first transposed into panels, once for all queries. A block of queries then keeps its
+    scores, softmaxes them, and multiplies them with the values, packed a panel at a time.
     """
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
@@ -103,25 +108,20 @@ def attention_prefill(
     def within(column):
         return T.min(column, v_head - 1) if cut else column
 
-    # Attention over values; operands (panel, head, weights, ring, layer, slot, base, gated,
+    # Attention over a packed panel of values; operands (panel, head, weights, packed values, gated,
     # projected, first query).
     def weight(operands, row, k):
         return operands[2][row, k]
 
     def value(operands, k, column):
-        panel, head, _, ring, layer, slot, base, _, _, _ = operands
-        ring_row = (base + k) % (2 * chunk)
-        return T.Cast(
-            "float32",
-            ring[layer, slot, ring_row, head * v_head + within(panel * narrow.panel + column)],
-        )
+        return operands[3][k, column]
 
     @T.inline
     def write_gated(operands, row, column, attended):
-        gated = operands[7]
-        gate = operands[8]
-        gated[operands[9] + row, operands[1] * v_head + column] = (
-            attended * gate[operands[9] + row, z_dim + operands[1] * v_head + column]
+        gated = operands[4]
+        gate = operands[5]
+        gated[operands[6] + row, operands[1] * v_head + column] = (
+            attended * gate[operands[6] + row, z_dim + operands[1] * v_head + column]
         )
 
     value_rows = row_tiles(narrow, weight, value, panel_store(v_head, narrow, write_gated))
@@ -144,17 +144,35 @@ def attention_prefill(
     memory_rows = row_tiles(narrow, feature, memory_value, panel_store(v_head, narrow, add_memory))
 
     @T.inline
-    def pack_keys(Keys, Packed, layer, slot, head, half, panel, count):
-        """Panel of transposed keys; ``half`` 0 is the previous chunk, 1 the current one."""
+    def pack_values(Values, Panel, layer, slot, ring_row, head, panel, k):
+        """One key's values of a panel, side by side: in the ring they are a page apart."""
+        for i in T.serial(2):
+            for j in T.vectorized(narrow.lanes):
+                Panel[k, i * narrow.lanes + j] = T.Cast(
+                    "float32",
+                    Values[
+                        layer,
+                        slot,
+                        ring_row,
+                        head * v_head + within(panel * narrow.panel + i * narrow.lanes + j),
+                    ],
+                )
+
+    @T.inline
+    def pack_keys(Keys, Packed, layer, slot, head, half, panel, rows):
+        """Transposed keys of a panel; ``half`` 0 is the previous chunk, 1 the current one.
+
+        ``rows`` are how many keys the half has and its first ring row.
+        """
         for k in T.serial(unit.panel):
-            if panel * unit.panel + k < count[0]:
+            if panel * unit.panel + k < rows[0]:
                 for d in T.serial(z_head):
                     Packed[head, half, panel, d, k] = T.Cast(
                         "float32",
                         Keys[
                             layer,
                             slot,
-                            (count[1] + panel * unit.panel + k) % (2 * chunk),
+                            rows[1] + panel * unit.panel + k,
                             head * z_head + d,
                         ],
                     )
@@ -189,7 +207,7 @@ def attention_prefill(
         slot = Slots[0]
         start = Position[slot] % chunk
         previous = T.Select(Position[slot] >= chunk, chunk, 0)
-        own_base = Position[slot] - start
+        own_row = Position[slot] % (2 * chunk) - start
         for item in T.parallel(heads * 2 * key_panels):
             half = item // key_panels % 2
             pack_keys(
@@ -202,7 +220,7 @@ def attention_prefill(
                 item % key_panels,
                 (
                     T.Select(half == 0, previous, start + m),
-                    T.Select(half == 0, own_base + chunk, own_base),
+                    T.Select(half == 0, chunk - own_row, own_row),
                 ),
             )
         blocks = (m + block - 1) // block
@@ -240,20 +258,14 @@ def attention_prefill(
                 softmax(Weights, row, visible)
                 for k in T.serial(previous + own - visible):
                     Weights[row, visible + k] = f32(0.0)
+            Panel = T.alloc_buffer((2 * chunk, narrow.panel), "float32")
             for panel in T.serial(value_panels):
+                for k in T.serial(previous):
+                    pack_values(Values, Panel, layer, slot, chunk - own_row + k, head, panel, k)
+                for k in T.serial(own):
+                    pack_values(Values, Panel, layer, slot, own_row + k, head, panel, previous + k)
                 value_rows(
-                    (
-                        panel,
-                        head,
-                        Weights,
-                        Values,
-                        layer,
-                        slot,
-                        own_base + 2 * chunk - previous,
-                        Gated,
-                        Projected,
-                        first,
-                    ),
+                    (panel, head, Weights, Panel, Gated, Projected, first),
                     0,
                     count,
                     previous + own,
@@ -276,17 +288,19 @@ def attention_decode(
     ring_dtype: str,
     unit: VectorUnit,
 ):
-    """One query of each of B slots: queries [B, 3, S] to gated [B, E], a head at a time.
+    """One query of each of B slots: queries [B, 3, S] to gated [B, E], split over keys.
 
-    Keys and values are read once, row after row as they lie in the ring.
+    Blocks of keys run in parallel, all heads together, so that rows of the rings are read whole
+    and once. Each block leaves its largest score, its sum of exponentials and its weighted values;
+    a second pass joins the blocks, applies the gate and reads the memory, a head at a time.
     """
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     z_width, v_width = unit.fit(z_head), unit.fit(v_head)
-    softmax = _softmax(unit.lanes)
+    ring_blocks = -(-2 * chunk // _KEY_BLOCK)
 
     @T.inline
-    def score(Queries, Keys, Weights, layer, slot, b, head, which, ring_row, k):
+    def score(Queries, Keys, Scores, layer, slot, b, head, which, ring_row, k):
         lanes = T.alloc_buffer((z_width,), "float32")
         for j in T.vectorized(z_width):
             lanes[j] = f32(0.0)
@@ -295,7 +309,85 @@ def attention_decode(
                 lanes[j] = lanes[j] + Queries[b, which, head * z_head + i * z_width + j] * T.Cast(
                     "float32", Keys[layer, slot, ring_row, head * z_head + i * z_width + j]
                 )
-        Weights[0, k] = total([lanes[j] for j in range(z_width)])
+        Scores[head, k] = total([lanes[j] for j in range(z_width)])
+
+    @T.inline
+    def exponentials(Scores, Largest, Sums, entry, head, count):
+        """scores become exp(score - largest); the largest and the sum go to the block's entry."""
+        scalar = T.alloc_buffer((2,), "float32")
+        scalar[0] = Scores[head, 0]
+        for k in T.serial(count):
+            scalar[0] = T.max(scalar[0], Scores[head, k])
+        for i in T.serial((count + unit.lanes - 1) // unit.lanes):
+            for j in T.vectorized(unit.lanes):
+                Scores[head, i * unit.lanes + j] = exp(Scores[head, i * unit.lanes + j] - scalar[0])
+        scalar[1] = f32(0.0)
+        for k in T.serial(count):
+            scalar[1] = scalar[1] + Scores[head, k]
+        Largest[entry, head] = scalar[0]
+        Sums[entry, head] = scalar[1]
+
+    def weighted(Values, Scores, layer, slot, ring_row, k, keys, head, column):
+        """The sum over ``keys`` keys of score times value, one column."""
+        return total(
+            [
+                Scores[head, k + i]
+                * T.Cast("float32", Values[layer, slot, ring_row + i, head * v_head + column])
+                for i in range(keys)
+            ]
+        )
+
+    @T.inline
+    def add_values(Values, Scores, Partial, entry, layer, slot, ring_row, k, keys):
+        for head in T.serial(heads):
+            for i in T.serial(v_head // v_width):
+                for j in T.vectorized(v_width):
+                    Partial[entry, head * v_head + i * v_width + j] = Partial[
+                        entry, head * v_head + i * v_width + j
+                    ] + weighted(
+                        Values, Scores, layer, slot, ring_row, k, keys, head, i * v_width + j
+                    )
+
+    @T.inline
+    def add_all_values(Values, Scores, Partial, entry, layer, slot, ring_row, k, count):
+        for group in T.serial(count // _KEYS_AT_ONCE):
+            add_values(
+                Values,
+                Scores,
+                Partial,
+                entry,
+                layer,
+                slot,
+                ring_row + group * _KEYS_AT_ONCE,
+                k + group * _KEYS_AT_ONCE,
+                _KEYS_AT_ONCE,
+            )
+        for rest in T.serial(count % _KEYS_AT_ONCE):
+            add_values(
+                Values,
+                Scores,
+                Partial,
+                entry,
+                layer,
+                slot,
+                ring_row + count // _KEYS_AT_ONCE * _KEYS_AT_ONCE + rest,
+                k + count // _KEYS_AT_ONCE * _KEYS_AT_ONCE + rest,
+                1,
+            )
+
+    @T.inline
+    def join(Largest, Sums, Partial, Scale, first, blocks, head):
+        """Scale[block] is what a block's values are multiplied by."""
+        scalar = T.alloc_buffer((2,), "float32")
+        scalar[0] = Largest[first, head]
+        for block in T.serial(blocks):
+            scalar[0] = T.max(scalar[0], Largest[first + block, head])
+        scalar[1] = f32(0.0)
+        for block in T.serial(blocks):
+            Scale[block] = exp(Largest[first + block, head] - scalar[0])
+            scalar[1] = scalar[1] + Scale[block] * Sums[first + block, head]
+        for block in T.serial(blocks):
+            Scale[block] = Scale[block] / scalar[1]
 
     @T.prim_func(s_tir=True, private=True)
     def attention_decode(
@@ -320,42 +412,95 @@ def attention_decode(
         Values = T.match_buffer(values, (layers, num_slots, 2 * chunk, value_dim), ring_dtype)
         Memory = T.match_buffer(memory, (layers, num_slots, heads, z_head, v_head), "float32")
         Gated = T.match_buffer(gated, (batch, value_dim), "float32")
-        for item in T.parallel(batch * heads):
-            b = item // heads
-            head = item % heads
+        Largest = T.alloc_buffer((batch * ring_blocks, heads), "float32")
+        Sums = T.alloc_buffer((batch * ring_blocks, heads), "float32")
+        Partial = T.alloc_buffer((batch * ring_blocks, value_dim), "float32")
+        longest = T.alloc_buffer((1,), "int32")
+        longest[0] = 0
+        for b in T.serial(batch):
+            longest[0] = T.max(
+                longest[0],
+                T.Select(Position[Slots[b]] >= chunk, chunk, 0) + Position[Slots[b]] % chunk + 1,
+            )
+        most = (longest[0] + _KEY_BLOCK - 1) // _KEY_BLOCK
+        for item in T.parallel(batch * most):
+            b = item // most
             slot = Slots[b]
             start = Position[slot] % chunk
             previous = T.Select(Position[slot] >= chunk, chunk, 0)
             own_row = Position[slot] % (2 * chunk) - start
-            Weights = T.alloc_buffer((1, 2 * chunk), "float32")
+            first = item % most * _KEY_BLOCK
+            count = T.min(_KEY_BLOCK, previous + start + 1 - first)
+            entry = b * ring_blocks + item % most
+            if count > 0:
+                Scores = T.alloc_buffer((heads, _KEY_BLOCK), "float32")
+                ahead = T.max(T.min(previous - first, count), 0)
+                for k in T.serial(ahead):
+                    for head in T.serial(heads):
+                        score(
+                            Queries,
+                            Keys,
+                            Scores,
+                            layer,
+                            slot,
+                            b,
+                            head,
+                            1,
+                            chunk - own_row + first + k,
+                            k,
+                        )
+                for k in T.serial(count - ahead):
+                    for head in T.serial(heads):
+                        score(
+                            Queries,
+                            Keys,
+                            Scores,
+                            layer,
+                            slot,
+                            b,
+                            head,
+                            0,
+                            own_row + first + ahead + k - previous,
+                            ahead + k,
+                        )
+                for head in T.serial(heads):
+                    exponentials(Scores, Largest, Sums, entry, head, count)
+                for i in T.serial(value_dim // v_width):
+                    for j in T.vectorized(v_width):
+                        Partial[entry, i * v_width + j] = f32(0.0)
+                add_all_values(
+                    Values, Scores, Partial, entry, layer, slot, chunk - own_row + first, 0, ahead
+                )
+                add_all_values(
+                    Values,
+                    Scores,
+                    Partial,
+                    entry,
+                    layer,
+                    slot,
+                    own_row + first + ahead - previous,
+                    ahead,
+                    count - ahead,
+                )
+        for item in T.parallel(batch * heads):
+            b = item // heads
+            head = item % heads
+            slot = Slots[b]
+            visible = T.Select(Position[slot] >= chunk, chunk, 0) + Position[slot] % chunk + 1
+            blocks = (visible + _KEY_BLOCK - 1) // _KEY_BLOCK
+            Scale = T.alloc_buffer((ring_blocks,), "float32")
             attended = T.alloc_buffer((v_head,), "float32")
-            for k in T.serial(previous):
-                score(Queries, Keys, Weights, layer, slot, b, head, 1, chunk - own_row + k, k)
-            for k in T.serial(start + 1):
-                score(Queries, Keys, Weights, layer, slot, b, head, 0, own_row + k, previous + k)
-            softmax(Weights, 0, previous + start + 1)
+            join(Largest, Sums, Partial, Scale, b * ring_blocks, blocks, head)
             for i in T.serial(v_head // v_width):
                 for j in T.vectorized(v_width):
                     attended[i * v_width + j] = f32(0.0)
-            for k in T.serial(previous):
+            for block in T.serial(blocks):
                 for i in T.serial(v_head // v_width):
                     for j in T.vectorized(v_width):
-                        attended[i * v_width + j] = attended[i * v_width + j] + Weights[
-                            0, k
-                        ] * T.Cast(
-                            "float32",
-                            Values[
-                                layer, slot, chunk - own_row + k, head * v_head + i * v_width + j
-                            ],
-                        )
-            for k in T.serial(start + 1):
-                for i in T.serial(v_head // v_width):
-                    for j in T.vectorized(v_width):
-                        attended[i * v_width + j] = attended[i * v_width + j] + Weights[
-                            0, previous + k
-                        ] * T.Cast(
-                            "float32",
-                            Values[layer, slot, own_row + k, head * v_head + i * v_width + j],
+                        attended[i * v_width + j] = (
+                            attended[i * v_width + j]
+                            + Scale[block]
+                            * Partial[b * ring_blocks + block, head * v_head + i * v_width + j]
                         )
             for i in T.serial(v_head // v_width):
                 for j in T.vectorized(v_width):
