@@ -73,8 +73,8 @@ class Engine:
         """An empty sequence in a free slot; its ``close`` frees the slot."""
         if not self._free:
             raise SequenceError(
-                f"all {len(self._state[0])} slots are taken: close a sequence, or make the engine "
-                "with more slots"
+                f"all {self._state[0].shape[0]} slots are taken: close a sequence, or make the "
+                "engine with more slots"
             )
         sequence = Sequence(self, self._free.pop())
         self._call("reset", sequence.slots, self._state, self._parameters)
@@ -87,9 +87,11 @@ class Engine:
                 f"found {len(sequences)} sequences and {len(tokens)} tokens, wanted as many of "
                 "one as of the other and at least one"
             )
-        if len({sequence.slot for sequence in sequences}) < len(sequences):
+        if len({id(sequence) for sequence in sequences}) < len(sequences):
             raise SequenceError("a sequence is listed twice, wanted each once per step")
         for sequence in sequences:
+            if sequence.engine is not self:
+                raise SequenceError("a sequence of another engine, wanted one of this engine's")
             sequence._check_room(1)
         if len(sequences) == 1:
             slots = sequences[0].slots
@@ -179,6 +181,7 @@ class Sequence:
 
     def fork(self) -> Sequence:
         """Another sequence that has read the same tokens."""
+        self._check_open()
         other = self.engine.new_sequence()
         self.engine._set(other, self.engine._get(self))
         other.position = self.position
@@ -186,6 +189,7 @@ class Sequence:
 
     def save(self, path: str | Path) -> None:
         """Write the state to a file of constant size, for ``Engine.load_sequence``."""
+        self._check_open()
         tensors = [tensor.numpy() for tensor in self.engine._get(self)]
         sequence_file.write(Path(path), tensors, self.engine.metadata)
 
@@ -205,9 +209,12 @@ class Sequence:
     def _has_previous_chunk(self) -> bool:
         return self.position >= 2 * self.engine.config.chunk_size
 
-    def _check_room(self, count: int) -> None:
+    def _check_open(self) -> None:
         if self.slot < 0:
-            raise SequenceError("the sequence is closed")
+            raise SequenceError("the sequence is closed: its slot may be another's; make a new one")
+
+    def _check_room(self, count: int) -> None:
+        self._check_open()
         if self.position + count > _MAX_POSITION:
             raise SequenceError(f"a sequence holds at most {_MAX_POSITION} tokens")
 

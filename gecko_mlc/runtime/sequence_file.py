@@ -42,11 +42,14 @@ def read(path: Path, metadata: dict[str, Any]) -> list[np.ndarray]:
     if not path.is_file():
         raise SequenceFileError(f"{path} is not a file")
     try:
+        # np.load would return something else for a file of one array, or of none.
+        if not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("not an .npz file")
         with np.load(path, allow_pickle=False) as archive:
             found = archive["model"].tobytes().decode()
             count = len(archive.files) - 1
             tensors = [archive[f"tensor_{i}"] for i in range(count)]
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, AttributeError, OSError, zipfile.BadZipFile) as error:
         raise SequenceFileError(f"{path} is no saved sequence: {error}") from error
     if found != _identity(metadata):
         raise SequenceFileError(
