@@ -1,0 +1,92 @@
+"""The PyTorch reference as something to time, and torch.matmul on the model's own shapes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from gecko_mlc.bench.timing import Action
+from gecko_mlc.checkpoint import random_checkpoint
+from gecko_mlc.config import GeckoConfig
+from gecko_mlc.reference import Gecko
+from gecko_mlc.reference.state import State
+
+# Weights that torch.matmul cycles through, so that like the model's they do not stay in a cache.
+_COLD_BYTES = 64 * 2**20
+
+
+class Reference:
+    """Actions on the reference in float32 with ``threads`` threads, last logits only.
+
+    Its weights are random: converted weights cannot be unfolded, and their values cost nothing.
+    """
+
+    def __init__(self, config: GeckoConfig, threads: int) -> None:
+        torch.set_num_threads(threads)
+        source = random_checkpoint(config)
+        tensors = {name: torch.from_numpy(source[name]) for name in source}
+        self._model = Gecko.from_tensors(config, tensors)
+
+    def prefill(self, tokens: np.ndarray) -> Action:
+        """The last logits of ``tokens`` from position 0 on."""
+        return self._forward([torch.from_numpy(tokens)[None].long()], self._at(0, 1))
+
+    def decode(self, tokens: np.ndarray, position: int, batch: int = 1) -> Action:
+        """``tokens`` one after the other, the same for each of ``batch`` sequences."""
+        steps = [torch.full((batch, 1), int(token)) for token in tokens]
+        return self._forward(steps, self._at(position, batch))
+
+    def _forward(self, steps: list[torch.Tensor], start: State) -> Action:
+        @torch.inference_mode()
+        def run() -> None:
+            state = start  # its tensors are overwritten by each run, with numbers of no interest
+            for tokens in steps:
+                _, state = self._model(tokens, state, last_logits_only=True)
+
+        return Action(run)
+
+    @torch.inference_mode()
+    def _at(self, position: int, batch: int) -> State:
+        state = self._model.start(batch)
+        state.position = position
+        for layer in state.layers:
+            # Pages never written to would all be one page of zeros, which is read from a cache.
+            for window in (layer.key, layer.value, layer.memory_key):
+                window.fill_(0.5)
+        return state
+
+
+class Multiplier:
+    """torch.matmul on ``products``, name to (m, k, n, how many a pass): x [m, k] times w [n, k]^T.
+
+    ``seconds()`` gives the median time of each.
+    """
+
+    def __init__(self, products: Mapping[str, tuple[int, int, int, int]], threads: int) -> None:
+        torch.set_num_threads(threads)
+        generator = torch.Generator().manual_seed(0)
+        self._operands = {}
+        for name, (m, k, n, times) in products.items():
+            copies = min(times, -(-_COLD_BYTES // (4 * k * n)))
+            weights = [torch.randn(n, k, generator=generator) for _ in range(copies)]
+            self._operands[name] = torch.randn(m, k, generator=generator), weights, times
+        self._times: dict[str, list[float]] = {name: [] for name in products}
+
+    def action(self) -> Action:
+        return Action(self._run)
+
+    def seconds(self) -> dict[str, float]:
+        return {name: statistics.median(times) for name, times in self._times.items()}
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        for name, (x, weights, times) in self._operands.items():
+            for weight in itertools.islice(itertools.cycle(weights), times):
+                start = time.perf_counter()
+                torch.matmul(x, weight.T)
+                self._times[name].append(time.perf_counter() - start)
