@@ -9,7 +9,7 @@ from typing import Any
 
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.validate.compare import Difference, Prediction
-from gecko_mlc.validate.run import PATHS, Comparison
+from gecko_mlc.validate.run import PATHS, Comparison, op_tokens
 from gecko_mlc.validate.tolerance import tolerance
 
 
@@ -39,6 +39,7 @@ class Report:
     state: list[Row]
     paths: dict[str, Comparison]
     chunk_size: int
+    op_tokens: int  # those whose operations were compared; the logits of all were
     text: str | None
     text_tolerance: float
 
@@ -76,7 +77,16 @@ def make_report(
         ]
 
     limit = tolerance("perplexity", quantization, checkpoint)
-    return Report(subject, rows("ops"), rows("state"), paths, config.chunk_size, text, limit)
+    return Report(
+        subject,
+        rows("ops"),
+        rows("state"),
+        paths,
+        config.chunk_size,
+        op_tokens(config),
+        text,
+        limit,
+    )
 
 
 def table(report: Report) -> Iterator[str]:
@@ -85,6 +95,9 @@ def table(report: Report) -> Iterator[str]:
         yield f"{key + ':':14}{value}"
     yield ""
     decode = report.paths["decode"]
+    stop = report.paths["prefill"].stop
+    if stop > report.op_tokens:
+        yield f"operations of the first {report.op_tokens} tokens; logits and state of all {stop}"
     read = [f"{path} [{report.paths[path].start}, {report.paths[path].stop})" for path in PATHS]
     yield f"{'':26}{read[0]:<30}{read[1]}"
     heading = f"{'max abs':>8}  {'relative':>8}  {'cosine':>8}"
