@@ -18,10 +18,6 @@ from .vector_unit import VectorUnit
 
 # Query rows of a block, in register tiles: what one packed panel of values serves.
 _QUERY_TILES = 8
-# Keys a decode step handles in one piece.
-_KEY_BLOCK = 128
-# Keys whose values are added in one pass over the sums, which are read and written once for all.
-_KEYS_AT_ONCE = 8
 
 
 def _softmax(width: int):
@@ -286,18 +282,18 @@ def attention_decode(
     chunk: int,
     layers: int,
     ring_dtype: str,
+    splits: int,
     unit: VectorUnit,
 ):
-    """One query of each of B slots: queries [B, 3, S] to gated [B, E], split over keys.
+    """One query of each of B slots: queries [B, 3, S] to gated [B, E].
 
-    Blocks of keys run in parallel, all heads together, so that rows of the rings are read whole
-    and once. Each block leaves its largest score, its sum of exponentials and its weighted values;
-    a second pass joins the blocks, applies the gate and reads the memory, a head at a time.
+    A task is a head's share of the keys; there are B x H x ``splits``, so that few heads keep many
+    cores busy. It leaves its largest score, its sum of exponentials and its weighted values; with
+    several splits a second pass joins them.
     """
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     z_width, v_width = unit.fit(z_head), unit.fit(v_head)
-    ring_blocks = -(-2 * chunk // _KEY_BLOCK)
 
     @T.inline
     def score(Queries, Keys, Scores, layer, slot, b, head, which, ring_row, k):
@@ -309,85 +305,117 @@ def attention_decode(
                 lanes[j] = lanes[j] + Queries[b, which, head * z_head + i * z_width + j] * T.Cast(
                     "float32", Keys[layer, slot, ring_row, head * z_head + i * z_width + j]
                 )
-        Scores[head, k] = total([lanes[j] for j in range(z_width)])
+        Scores[k] = total([lanes[j] for j in range(z_width)])
 
     @T.inline
-    def exponentials(Scores, Largest, Sums, entry, head, count):
-        """scores become exp(score - largest); the largest and the sum go to the block's entry."""
-        scalar = T.alloc_buffer((2,), "float32")
-        scalar[0] = Scores[head, 0]
-        for k in T.serial(count):
-            scalar[0] = T.max(scalar[0], Scores[head, k])
-        for i in T.serial((count + unit.lanes - 1) // unit.lanes):
+    def exponentials(Scores, Largest, Sums, b, task, count):
+        """scores become exp(score - largest); the last vector is filled up with nothing."""
+        vectors = (count + unit.lanes - 1) // unit.lanes
+        lanes = T.alloc_buffer((unit.lanes,), "float32")
+        scalar = T.alloc_buffer((1,), "float32")
+        for j in T.vectorized(unit.lanes):
+            Scores[count + j] = T.min_value("float32")
+        for j in T.vectorized(unit.lanes):
+            lanes[j] = Scores[j]
+        for i in T.serial(vectors):
             for j in T.vectorized(unit.lanes):
-                Scores[head, i * unit.lanes + j] = exp(Scores[head, i * unit.lanes + j] - scalar[0])
-        scalar[1] = f32(0.0)
-        for k in T.serial(count):
-            scalar[1] = scalar[1] + Scores[head, k]
-        Largest[entry, head] = scalar[0]
-        Sums[entry, head] = scalar[1]
-
-    def weighted(Values, Scores, layer, slot, ring_row, k, keys, head, column):
-        """The sum over ``keys`` keys of score times value, one column."""
-        return total(
-            [
-                Scores[head, k + i]
-                * T.Cast("float32", Values[layer, slot, ring_row + i, head * v_head + column])
-                for i in range(keys)
-            ]
-        )
+                lanes[j] = T.max(lanes[j], Scores[i * unit.lanes + j])
+        scalar[0] = largest([lanes[j] for j in range(unit.lanes)])
+        for j in T.vectorized(unit.lanes):
+            lanes[j] = f32(0.0)
+        for i in T.serial(vectors):
+            for j in T.vectorized(unit.lanes):
+                Scores[i * unit.lanes + j] = exp(Scores[i * unit.lanes + j] - scalar[0])
+            for j in T.vectorized(unit.lanes):
+                lanes[j] = lanes[j] + Scores[i * unit.lanes + j]
+        Largest[b, task] = scalar[0]
+        Sums[b, task] = total([lanes[j] for j in range(unit.lanes)])
 
     @T.inline
-    def add_values(Values, Scores, Partial, entry, layer, slot, ring_row, k, keys):
-        for head in T.serial(heads):
+    def add_values(Values, Scores, Partial, b, task, layer, slot, ring_row, k):
+        for i in T.serial(v_head // v_width):
+            for j in T.vectorized(v_width):
+                Partial[b, task, i * v_width + j] = Partial[b, task, i * v_width + j] + Scores[
+                    k
+                ] * T.Cast(
+                    "float32",
+                    Values[layer, slot, ring_row, task // splits * v_head + i * v_width + j],
+                )
+
+    @T.inline
+    def attend(Queries, Keys, Values, Position, Largest, Sums, Partial, layer, slot, b, task):
+        head = task // splits
+        start = Position[slot] % chunk
+        previous = T.Select(Position[slot] >= chunk, chunk, 0)
+        own_row = Position[slot] % (2 * chunk) - start
+        share = (previous + start + splits) // splits
+        first = task % splits * share
+        count = T.min(share, previous + start + 1 - first)
+        ahead = T.max(T.min(previous - first, count), 0)
+        own_first = own_row + T.max(first - previous, 0)
+        Scores = T.alloc_buffer((2 * chunk + unit.lanes,), "float32")
+        for k in T.serial(ahead):
+            score(Queries, Keys, Scores, layer, slot, b, head, 1, chunk - own_row + first + k, k)
+        for k in T.serial(count - ahead):
+            score(Queries, Keys, Scores, layer, slot, b, head, 0, own_first + k, ahead + k)
+        for i in T.serial(v_head // v_width):
+            for j in T.vectorized(v_width):
+                Partial[b, task, i * v_width + j] = f32(0.0)
+        if count > 0:
+            exponentials(Scores, Largest, Sums, b, task, count)
+            for k in T.serial(ahead):
+                add_values(
+                    Values, Scores, Partial, b, task, layer, slot, chunk - own_row + first + k, k
+                )
+            for k in T.serial(count - ahead):
+                add_values(Values, Scores, Partial, b, task, layer, slot, own_first + k, ahead + k)
+        else:
+            Largest[b, task] = T.min_value("float32")
+            Sums[b, task] = f32(0.0)
+
+    @T.inline
+    def finish(buffers, layer, slot, b, head):
+        """Joins a head's splits, applies the gate and adds what the memory holds."""
+        Queries, Projected, Memory, Gated, Largest, Sums, Partial = buffers
+        scalar = T.alloc_buffer((2,), "float32")
+        scale = T.alloc_buffer((splits,), "float32")
+        scalar[0] = largest([Largest[b, head * splits + i] for i in range(splits)])
+        for i in T.unroll(splits):
+            scale[i] = exp(Largest[b, head * splits + i] - scalar[0])
+        scalar[1] = total([scale[i] * Sums[b, head * splits + i] for i in range(splits)])
+        for i in T.serial(v_head // v_width):
+            for j in T.vectorized(v_width):
+                Gated[b, head * v_head + i * v_width + j] = (
+                    total(
+                        [
+                            scale[n] * Partial[b, head * splits + n, i * v_width + j]
+                            for n in range(splits)
+                        ]
+                    )
+                    / scalar[1]
+                    * Projected[b, z_dim + head * v_head + i * v_width + j]
+                )
+        for d in T.serial(z_head):
             for i in T.serial(v_head // v_width):
                 for j in T.vectorized(v_width):
-                    Partial[entry, head * v_head + i * v_width + j] = Partial[
-                        entry, head * v_head + i * v_width + j
-                    ] + weighted(
-                        Values, Scores, layer, slot, ring_row, k, keys, head, i * v_width + j
+                    Gated[b, head * v_head + i * v_width + j] = (
+                        Gated[b, head * v_head + i * v_width + j]
+                        + Queries[b, 2, head * z_head + d]
+                        * Memory[layer, slot, head, d, i * v_width + j]
                     )
 
     @T.inline
-    def add_all_values(Values, Scores, Partial, entry, layer, slot, ring_row, k, count):
-        for group in T.serial(count // _KEYS_AT_ONCE):
-            add_values(
-                Values,
-                Scores,
-                Partial,
-                entry,
-                layer,
-                slot,
-                ring_row + group * _KEYS_AT_ONCE,
-                k + group * _KEYS_AT_ONCE,
-                _KEYS_AT_ONCE,
-            )
-        for rest in T.serial(count % _KEYS_AT_ONCE):
-            add_values(
-                Values,
-                Scores,
-                Partial,
-                entry,
-                layer,
-                slot,
-                ring_row + count // _KEYS_AT_ONCE * _KEYS_AT_ONCE + rest,
-                k + count // _KEYS_AT_ONCE * _KEYS_AT_ONCE + rest,
-                1,
-            )
+    def finish_heads(buffers, layer, Slots, batch):
+        for item in T.parallel(batch * heads):
+            finish(buffers, layer, Slots[item // heads], item // heads, item % heads)
 
     @T.inline
-    def join(Largest, Sums, Partial, Scale, first, blocks, head):
-        """Scale[block] is what a block's values are multiplied by."""
-        scalar = T.alloc_buffer((2,), "float32")
-        scalar[0] = Largest[first, head]
-        for block in T.serial(blocks):
-            scalar[0] = T.max(scalar[0], Largest[first + block, head])
-        scalar[1] = f32(0.0)
-        for block in T.serial(blocks):
-            Scale[block] = exp(Largest[first + block, head] - scalar[0])
-            scalar[1] = scalar[1] + Scale[block] * Sums[first + block, head]
-        for block in T.serial(blocks):
-            Scale[block] = Scale[block] / scalar[1]
+    def nothing(buffers, layer, slots, *_where):
+        T.evaluate(0)
+
+    # A head in one piece is finished where it was attended to, while its sums are in the cache.
+    end_of_task = finish if splits == 1 else nothing
+    join_splits = nothing if splits == 1 else finish_heads
 
     @T.prim_func(s_tir=True, private=True)
     def attention_decode(
@@ -412,112 +440,33 @@ def attention_decode(
         Values = T.match_buffer(values, (layers, num_slots, 2 * chunk, value_dim), ring_dtype)
         Memory = T.match_buffer(memory, (layers, num_slots, heads, z_head, v_head), "float32")
         Gated = T.match_buffer(gated, (batch, value_dim), "float32")
-        Largest = T.alloc_buffer((batch * ring_blocks, heads), "float32")
-        Sums = T.alloc_buffer((batch * ring_blocks, heads), "float32")
-        Partial = T.alloc_buffer((batch * ring_blocks, value_dim), "float32")
-        longest = T.alloc_buffer((1,), "int32")
-        longest[0] = 0
-        for b in T.serial(batch):
-            longest[0] = T.max(
-                longest[0],
-                T.Select(Position[Slots[b]] >= chunk, chunk, 0) + Position[Slots[b]] % chunk + 1,
+        Largest = T.alloc_buffer((batch, heads * splits), "float32")
+        Sums = T.alloc_buffer((batch, heads * splits), "float32")
+        Partial = T.alloc_buffer((batch, heads * splits, v_head), "float32")
+        # No names for the parts of item: a buffer indexed by a bound name is not compacted rightly.
+        for item in T.parallel(batch * heads * splits):
+            attend(
+                Queries,
+                Keys,
+                Values,
+                Position,
+                Largest,
+                Sums,
+                Partial,
+                layer,
+                Slots[item // (heads * splits)],
+                item // (heads * splits),
+                item % (heads * splits),
             )
-        most = (longest[0] + _KEY_BLOCK - 1) // _KEY_BLOCK
-        for item in T.parallel(batch * most):
-            b = item // most
-            slot = Slots[b]
-            start = Position[slot] % chunk
-            previous = T.Select(Position[slot] >= chunk, chunk, 0)
-            own_row = Position[slot] % (2 * chunk) - start
-            first = item % most * _KEY_BLOCK
-            count = T.min(_KEY_BLOCK, previous + start + 1 - first)
-            entry = b * ring_blocks + item % most
-            if count > 0:
-                Scores = T.alloc_buffer((heads, _KEY_BLOCK), "float32")
-                ahead = T.max(T.min(previous - first, count), 0)
-                for k in T.serial(ahead):
-                    for head in T.serial(heads):
-                        score(
-                            Queries,
-                            Keys,
-                            Scores,
-                            layer,
-                            slot,
-                            b,
-                            head,
-                            1,
-                            chunk - own_row + first + k,
-                            k,
-                        )
-                for k in T.serial(count - ahead):
-                    for head in T.serial(heads):
-                        score(
-                            Queries,
-                            Keys,
-                            Scores,
-                            layer,
-                            slot,
-                            b,
-                            head,
-                            0,
-                            own_row + first + ahead + k - previous,
-                            ahead + k,
-                        )
-                for head in T.serial(heads):
-                    exponentials(Scores, Largest, Sums, entry, head, count)
-                for i in T.serial(value_dim // v_width):
-                    for j in T.vectorized(v_width):
-                        Partial[entry, i * v_width + j] = f32(0.0)
-                add_all_values(
-                    Values, Scores, Partial, entry, layer, slot, chunk - own_row + first, 0, ahead
-                )
-                add_all_values(
-                    Values,
-                    Scores,
-                    Partial,
-                    entry,
-                    layer,
-                    slot,
-                    own_row + first + ahead - previous,
-                    ahead,
-                    count - ahead,
-                )
-        for item in T.parallel(batch * heads):
-            b = item // heads
-            head = item % heads
-            slot = Slots[b]
-            visible = T.Select(Position[slot] >= chunk, chunk, 0) + Position[slot] % chunk + 1
-            blocks = (visible + _KEY_BLOCK - 1) // _KEY_BLOCK
-            Scale = T.alloc_buffer((ring_blocks,), "float32")
-            attended = T.alloc_buffer((v_head,), "float32")
-            join(Largest, Sums, Partial, Scale, b * ring_blocks, blocks, head)
-            for i in T.serial(v_head // v_width):
-                for j in T.vectorized(v_width):
-                    attended[i * v_width + j] = f32(0.0)
-            for block in T.serial(blocks):
-                for i in T.serial(v_head // v_width):
-                    for j in T.vectorized(v_width):
-                        attended[i * v_width + j] = (
-                            attended[i * v_width + j]
-                            + Scale[block]
-                            * Partial[b * ring_blocks + block, head * v_head + i * v_width + j]
-                        )
-            for i in T.serial(v_head // v_width):
-                for j in T.vectorized(v_width):
-                    attended[i * v_width + j] = (
-                        attended[i * v_width + j]
-                        * Projected[b, z_dim + head * v_head + i * v_width + j]
-                    )
-            for d in T.serial(z_head):
-                for i in T.serial(v_head // v_width):
-                    for j in T.vectorized(v_width):
-                        attended[i * v_width + j] = (
-                            attended[i * v_width + j]
-                            + Queries[b, 2, head * z_head + d]
-                            * Memory[layer, slot, head, d, i * v_width + j]
-                        )
-            for i in T.serial(v_head // v_width):
-                for j in T.vectorized(v_width):
-                    Gated[b, head * v_head + i * v_width + j] = attended[i * v_width + j]
+            end_of_task(
+                (Queries, Projected, Memory, Gated, Largest, Sums, Partial),
+                layer,
+                Slots[item // (heads * splits)],
+                item // (heads * splits),
+                item % (heads * splits),
+            )
+        join_splits(
+            (Queries, Projected, Memory, Gated, Largest, Sums, Partial), layer, Slots, batch
+        )
 
     return attention_decode

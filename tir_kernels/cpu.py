@@ -30,12 +30,15 @@ if TYPE_CHECKING:
 class CpuKernels:
     """Kernels for ``config`` with weights and rings of ``dtype``, scheduled for ``unit``.
 
+    ``cores`` is how many cores one decode step should keep busy; it runs on any number.
+
     ``batched`` kernels advance each of B slots by one step; the others advance one slot by m.
     """
 
     config: GeckoConfig
     dtype: str
     unit: VectorUnit
+    cores: int = 1
 
     @property
     def _betas(self) -> tuple[float, float]:
@@ -110,8 +113,7 @@ class CpuKernels:
 
     def attention(self, batched: bool):
         c = self.config
-        kernel = attention.attention_decode if batched else attention.attention_prefill
-        return kernel(
+        shape = (
             c.num_heads,
             c.z_head_dim,
             c.v_head_dim,
@@ -119,8 +121,11 @@ class CpuKernels:
             c.chunk_size,
             c.num_layers,
             self.dtype,
-            self.unit,
         )
+        if batched:
+            splits = -(-self.cores // c.num_heads)
+            return attention.attention_decode(*shape, splits, self.unit)
+        return attention.attention_prefill(*shape, self.unit)
 
     def memory_commit(self):
         c = self.config

@@ -39,6 +39,7 @@ def cached_library(
         "quantization": chat_config["quantization"],
         "target": resolved.options,
         "features": resolved.features,
+        "cores": resolved.cores,
         "versions": versions(),
         "sources": _sources_digest(),
     }

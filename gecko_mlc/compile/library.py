@@ -64,7 +64,7 @@ def compile_library(
             "found neither g++ nor clang++, wanted one to link the library: install a C++ compiler "
             "(Debian: g++); running a finished library needs none"
         )
-    kernels = CpuKernels(config, QUANTIZATIONS[quantization], target.unit)
+    kernels = CpuKernels(config, QUANTIZATIONS[quantization], target.unit, target.cores)
     model = Gecko(config, kernels)
     module, parameters = model.export_tvm(spec=model.module_spec())
     packing, _ = _Packing(kernels).export_tvm(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 
 import tvm
@@ -39,6 +40,11 @@ class CompileTarget:
     unit: VectorUnit
     features: tuple[str, ...]
     threads: int | None = None
+
+    @property
+    def cores(self) -> int:
+        """Cores to schedule for: the threads asked for, else this machine's."""
+        return self.threads or os.cpu_count() or 1
 
     @property
     def tvm_target(self) -> tvm.target.Target:

@@ -197,28 +197,25 @@ def gated_reference(
 
 
 @pytest.fixture(scope="module")
-def attention_kernels(shape: Shape) -> dict[bool, Kernel]:
-    """By ``batched``."""
+def attention_kernels(shape: Shape) -> dict[str, Kernel]:
+    """Prefill, a decode step with a head in one piece, and one with its keys in three shares."""
+    sizes = (
+        shape.heads, shape.z_head, shape.v_head, shape.model_dim, shape.chunk, LAYERS, shape.dtype,
+    )  # fmt: skip
     return {
-        batched: Kernel(
-            kernel(
-                shape.heads, shape.z_head, shape.v_head, shape.model_dim, shape.chunk, LAYERS,
-                shape.dtype, shape.unit,
-            )
-        )
-        for batched, kernel in (
-            (False, attention.attention_prefill),
-            (True, attention.attention_decode),
-        )
-    }  # fmt: skip
+        "prefill": Kernel(attention.attention_prefill(*sizes, shape.unit)),
+        "decode": Kernel(attention.attention_decode(*sizes, 1, shape.unit)),
+        "decode in shares": Kernel(attention.attention_decode(*sizes, 3, shape.unit)),
+    }
 
 
 # Scores of a few units, and of thousands, where exp of anything but a difference overflows.
 @pytest.mark.parametrize("spread", [1.0, 30.0], ids=["usual scores", "large scores"])
-@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("form", ["prefill", "decode", "decode in shares"])
 def test_attention(
-    shape: Shape, attention_kernels: dict[bool, Kernel], batched: bool, spread: float
+    shape: Shape, attention_kernels: dict[str, Kernel], form: str, spread: float
 ) -> None:
+    batched = form != "prefill"
     rng = np.random.default_rng(shape.heads + 10)
     chunk = shape.chunk
     position = np.array([0, 3 * chunk + 5, 2 * chunk, 5 * chunk - 1], np.int32)
@@ -237,7 +234,7 @@ def test_attention(
         queries = rng.standard_normal((m, 3, shape.z_dim), dtype=np.float32)
         queries[:, :2] *= spread
         projected = rng.standard_normal((m, shape.columns), dtype=np.float32)
-        found = attention_kernels[batched](
+        found = attention_kernels[form](
             queries, projected, listed, position, rings.keys, rings.values, matrix, 1,
             poisoned(m, shape.value_dim),
         )  # fmt: skip
