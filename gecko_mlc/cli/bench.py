@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="tokens to prefill (default: two chunks)",
     )
     parser.add_argument(
-        "--decode", type=int, default=64, metavar="N", help="tokens behind the prompt (default: 64)"
+        "--decode", type=int, default=32, metavar="N", help="tokens behind the prompt (default: 32)"
     )
     parser.add_argument(
         "--position",
