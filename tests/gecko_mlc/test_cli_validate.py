@@ -174,6 +174,18 @@ def test_tokens_that_do_not_reach_memory(
     assert "note:" not in capsys.readouterr().out
 
 
+def test_beyond_the_operations_logits_go_on(
+    tiny_model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "report.json"
+    assert validate(*tiny_model, "--tokens", 400, "--json", file) == 0
+    expected = "operations of the first 256 tokens; logits and state of all 400"
+    assert expected in capsys.readouterr().out
+    report = json.loads(file.read_text())
+    counts = {row["name"]: row["prefill"]["count"] for row in report["ops"]}
+    assert counts["layers.1.fc2"] == 256 * 128 and counts["output.logits"] == 400 * 256
+
+
 def test_what_cannot_be_compared(
     tiny_model: Model,
     alt_model: Model,
