@@ -92,13 +92,17 @@ def weights(config: GeckoConfig) -> dict[str, np.ndarray]:
     checkpoint = random_checkpoint(config, seed=1)
     tensors = {name: checkpoint[name] for name in checkpoint}
     rng = np.random.default_rng(2)
+    count = 50
+    # Averages over that many steps of features as small as the embedding's.
+    size = 1.0 - np.power(np.array([config.timenorm_beta1, config.timenorm_beta2]), count)
+    size *= np.array([config.model_dim**-0.5, 1.0 / config.model_dim])
     for name, tensor in tensors.items():
         if name.endswith("prior_count"):
-            tensors[name] = np.array(50, np.int64)
+            tensors[name] = np.array(count, np.int64)
         elif name.endswith("prior_mean"):
-            tensors[name] = 0.01 * rng.standard_normal(tensor.shape, dtype=np.float32)
+            tensors[name] = (size[0] * rng.uniform(-0.5, 0.5, tensor.shape)).astype(np.float32)
         elif name.endswith("prior_var"):
-            tensors[name] = rng.uniform(0.001, 0.01, tensor.shape).astype(np.float32)
+            tensors[name] = (size[1] * rng.uniform(0.5, 2.0, tensor.shape)).astype(np.float32)
     return tensors
 
 
@@ -149,7 +153,7 @@ def test_odd_configuration(name: str, build_model: ModelBuilder) -> None:
     config = CONFIGURATIONS[name]
     folder, library = build_model(name, config, weights(config), "q0f32")
     engine = Engine(folder, library, threads=1, slots=4)
-    Pair(engine, float64_model(config, weights(config))).check(2e-5)
+    Pair(engine, float64_model(config, weights(config))).check(3e-6)
 
 
 @pytest.fixture
@@ -162,10 +166,10 @@ def narrow(request: pytest.FixtureRequest, build_model: ModelBuilder) -> Iterato
 
 
 # Beside the weights, which the reference has as rounded, only the rings are narrow: keys, values
-# and memory keys with 11 and 8 significant bits.
+# and memory keys with 11 and 8 significant bits (measured: 6e-5 and 4e-4).
 @pytest.mark.parametrize(
     ("narrow", "tolerance"),
-    [("q0f16", 1e-3), ("q0bf16", 8e-3)],
+    [("q0f16", 2e-4), ("q0bf16", 1.5e-3)],
     indirect=["narrow"],
     ids=["q0f16", "q0bf16"],
 )
