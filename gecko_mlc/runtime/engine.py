@@ -17,6 +17,7 @@ import tvm_ffi
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime import sequence_file
 from gecko_mlc.runtime.library import Library, LibraryError, set_threads
+from gecko_mlc.runtime.memory import TensorMemory
 from gecko_mlc.runtime.weights import load_parameters
 
 _MAX_POSITION = 2**31 - 1
@@ -54,7 +55,8 @@ class Engine:
         self.library.check_model(self.chat_config, folder / "mlc-chat-config.json")
         self.config: GeckoConfig = self.library.config
         set_threads(self.metadata["target"]["threads"] if threads is None else threads)
-        self._parameters = load_parameters(folder, self.library)
+        self._memory = TensorMemory(self.library.device)
+        self._parameters = load_parameters(folder, self.library, self._memory)
         self._state = self._new_state(slots)
         self._free = list(range(slots))[::-1]
 
@@ -118,7 +120,7 @@ class Engine:
             ((row["layers"], slots, *row["shape"]), row["dtype"]) for row in self.metadata["state"]
         ]
         try:
-            tensors = [tvm.runtime.empty(s, dtype, self.library.device) for s, dtype in shapes]
+            tensors = [self._memory.empty(shape, dtype) for shape, dtype in shapes]
         except (RuntimeError, MemoryError) as error:
             raise SequenceError(
                 f"no memory for {slots} slots of {self.metadata['memory']['slot']:,} bytes each: "

@@ -106,13 +106,16 @@ class Library:
 
 def set_threads(threads: int | None) -> None:
     """CPU threads that kernels use; None means one per core this process may run on."""
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     if threads is None:
-        affinity = getattr(os, "sched_getaffinity", None)
-        threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+        threads = len(cores) if cores else os.cpu_count() or 1
     if threads < 1:
         raise LibraryError(f"threads is {threads}, wanted at least 1")
     # Mode 0: no preference between fast and slow cores.
     tvm.get_global_func("runtime.config_threadpool")(0, threads)
+    if cores:
+        # TVM pins the calling thread to a core, and every thread it starts would inherit that.
+        os.sched_setaffinity(0, cores)
 
 
 def _device(name: str):

@@ -12,6 +12,7 @@ import tvm
 import tvm_ffi
 
 from gecko_mlc.runtime.library import Library
+from gecko_mlc.runtime.memory import TensorMemory
 
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -20,18 +21,18 @@ class WeightsError(ValueError):
     """Weights that are damaged or of another model; the message lists every fault."""
 
 
-def load_parameters(folder: Path, library: Library) -> tvm_ffi.Array:
+def load_parameters(folder: Path, library: Library, memory: TensorMemory) -> tvm_ffi.Array:
     """The library's parameters from ``tensor-cache.json`` and its shards, packed for its kernels.
 
     Shards are mapped, and each matrix is packed as it is read: beside the result there is never
-    more than one tensor in memory. Raises WeightsError before anything runs.
+    more than one tensor, stored and packed, in memory. Raises WeightsError before anything runs.
     """
     records = _records(_index(folder))
     _check(records, library, folder)
     parameters = []
     for row in library.metadata["params"]:
         tensor = tvm.runtime.tensor(_read(records[row["source"]]), library.device)
-        parameters.append(library[row["pack"]](tensor) if row["pack"] else tensor)
+        parameters.append(memory.keep(library[row["pack"]](tensor) if row["pack"] else tensor))
     return tvm_ffi.convert(parameters)
 
 
