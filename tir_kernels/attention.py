@@ -2,7 +2,7 @@
 
 A query at index i of chunk c attends to all of chunk c-1 and to indices 0..i of its own chunk, by
 plain softmax; to that, gated by r, comes softmax_features(aq) @ M from the adaptive working memory
-(zero until chunk 2). Keys count from 0 at the start of chunk c-1 (of chunk 0 while there is no
+(empty until chunk 2). Keys count from 0 at the start of chunk c-1 (of chunk 0 while there is no
 previous one); key k stands in ring row (base + k) mod 2C.
 """
 
@@ -266,9 +266,10 @@ def attention_prefill(
                     count,
                     previous + own,
                 )
-                memory_rows(
-                    (panel, head, Queries, Memory, layer, slot, Gated, first), 0, count, z_head
-                )
+                if Position[slot] >= 2 * chunk:
+                    memory_rows(
+                        (panel, head, Queries, Memory, layer, slot, Gated, first), 0, count, z_head
+                    )
 
     return attention_prefill
 
@@ -376,7 +377,7 @@ def attention_decode(
     @T.inline
     def finish(buffers, layer, slot, b, head):
         """Joins a head's splits, applies the gate and adds what the memory holds."""
-        Queries, Projected, Memory, Gated, Largest, Sums, Partial = buffers
+        Queries, Projected, Position, Memory, Gated, Largest, Sums, Partial = buffers
         scalar = T.alloc_buffer((2,), "float32")
         scale = T.alloc_buffer((splits,), "float32")
         scalar[0] = largest([Largest[b, head * splits + i] for i in range(splits)])
@@ -395,14 +396,16 @@ def attention_decode(
                     / scalar[1]
                     * Projected[b, z_dim + head * v_head + i * v_width + j]
                 )
-        for d in T.serial(z_head):
-            for i in T.serial(v_head // v_width):
-                for j in T.vectorized(v_width):
-                    Gated[b, head * v_head + i * v_width + j] = (
-                        Gated[b, head * v_head + i * v_width + j]
-                        + Queries[b, 2, head * z_head + d]
-                        * Memory[layer, slot, head, d, i * v_width + j]
-                    )
+        # Nothing is kept before the third chunk.
+        if Position[slot] >= 2 * chunk:
+            for d in T.serial(z_head):
+                for i in T.serial(v_head // v_width):
+                    for j in T.vectorized(v_width):
+                        Gated[b, head * v_head + i * v_width + j] = (
+                            Gated[b, head * v_head + i * v_width + j]
+                            + Queries[b, 2, head * z_head + d]
+                            * Memory[layer, slot, head, d, i * v_width + j]
+                        )
 
     @T.inline
     def finish_heads(buffers, layer, Slots, batch):
@@ -459,14 +462,17 @@ def attention_decode(
                 item % (heads * splits),
             )
             end_of_task(
-                (Queries, Projected, Memory, Gated, Largest, Sums, Partial),
+                (Queries, Projected, Position, Memory, Gated, Largest, Sums, Partial),
                 layer,
                 Slots[item // (heads * splits)],
                 item // (heads * splits),
                 item % (heads * splits),
             )
         join_splits(
-            (Queries, Projected, Memory, Gated, Largest, Sums, Partial), layer, Slots, batch
+            (Queries, Projected, Position, Memory, Gated, Largest, Sums, Partial),
+            layer,
+            Slots,
+            batch,
         )
 
     return attention_decode

@@ -227,6 +227,9 @@ def test_attention(
     matrix = rng.standard_normal(
         (LAYERS, SLOTS, shape.heads, shape.z_head, shape.v_head), dtype=np.float32
     )
+    kept = matrix.copy()
+    # Before the third chunk nothing is kept, and nothing is read.
+    matrix[:, position < 2 * chunk], kept[:, position < 2 * chunk] = np.nan, 0.0
     for slots in rows:
         m = len(slots)
         listed = np.array(slots if batched else slots[:1], np.int32)
@@ -238,7 +241,7 @@ def test_attention(
             queries, projected, listed, position, rings.keys, rings.values, matrix, 1,
             poisoned(m, shape.value_dim),
         )  # fmt: skip
-        wanted = gated_reference(shape, rings, matrix, 1, slots, times, queries, projected)
+        wanted = gated_reference(shape, rings, kept, 1, slots, times, queries, projected)
         # A score of thousands has an error of 1e-7 of itself, which softmax makes its own.
         assert_near(found, wanted, 4e-6 if spread == 1.0 else 2e-3)
 
