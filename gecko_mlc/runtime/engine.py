@@ -129,7 +129,7 @@ class Engine:
         return tvm_ffi.convert(tensors)
 
     def _tensor(self, values, dtype=np.int32) -> tvm.runtime.Tensor:
-        return tvm.runtime.tensor(np.ascontiguousarray(values, dtype), self.library.device)
+        return self._memory.hold(np.asarray(values, dtype))
 
     def _tokens(self, tokens) -> tvm.runtime.Tensor:
         array = np.asarray(tokens)

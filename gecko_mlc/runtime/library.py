@@ -13,6 +13,9 @@ from tvm.runtime import vm
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime import machine
 
+# A mode of TVM's thread pool.
+_ONE_CORE_PER_THREAD = -2
+
 # The layout of parameters and state that this runtime knows (see checkpoint.mapping).
 FORMAT_VERSION = 1
 
@@ -106,16 +109,19 @@ class Library:
 
 def set_threads(threads: int | None) -> None:
     """CPU threads that kernels use; None means one per core this process may run on."""
-    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    cores = sorted(affinity or range(os.cpu_count() or 1))
     if threads is None:
-        threads = len(cores) if cores else os.cpu_count() or 1
+        threads = len(cores)
     if threads < 1:
         raise LibraryError(f"threads is {threads}, wanted at least 1")
-    # Mode 0: no preference between fast and slow cores.
-    tvm.get_global_func("runtime.config_threadpool")(0, threads)
-    if cores:
-        # TVM pins the calling thread to a core, and every thread it starts would inherit that.
-        os.sched_setaffinity(0, cores)
+    # Named cores settle the number of threads once. Without them TVM asks the system how many
+    # processors there are at every launch of a kernel, which takes longer than the launch.
+    named = [str(cores[i % len(cores)]) for i in range(threads)]
+    tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, threads, named)
+    if affinity:
+        # TVM also binds the calling thread, and every thread it starts later would inherit that.
+        os.sched_setaffinity(0, affinity)
 
 
 def _device(name: str):
