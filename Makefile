@@ -21,9 +21,9 @@ COMPILER := $(shell find gecko_mlc/compile relax_model tir_kernels -name '*.py')
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
-demo: $(DEMO)/cpu.so
+demo: $(DEMO)/cpu.so $(DEMO)/held_out.py
 	@echo "== The library against the PyTorch reference"
-	$(GECKO) validate $(DEMO) --reference $(CHECKPOINT) --lib $(DEMO)/cpu.so
+	$(GECKO) validate $(DEMO) --lib $(DEMO)/cpu.so --text $(DEMO)/held_out.py
 	@echo "== Text from the compiled model"
 	@prompt="$$(printf 'def read_lines(path):\n    ')"; printf '%s' "$$prompt"; \
 	$(GECKO) generate $(DEMO) --lib $(DEMO)/cpu.so -p "$$prompt" --max-tokens 200 --seed 0
@@ -43,6 +43,11 @@ $(DEMO)/tensor-cache.json: $(CHECKPOINT)/model.safetensors $(CHECKPOINT)/params.
 
 $(DEMO)/cpu.so: $(DEMO)/tensor-cache.json $(COMPILER) build/targets.toml
 	$(GECKO) compile $(DEMO) --target cpu -o $@
+
+# Source the demo model was not trained on, from this Python's own standard library.
+$(DEMO)/held_out.py: tools/demo_corpus.py | $(DEMO)/tensor-cache.json
+	$(BIN)/python -c 'import sys; from tools.demo_corpus import evaluation_text, stdlib; \
+	  sys.stdout.buffer.write(evaluation_text(stdlib(), 8192).lstrip(b"\0"))' > $@
 
 # One PyTorch release, named before the extra asks for a range: on Linux the newest build brings
 # gigabytes of CUDA libraries that nothing here uses.
