@@ -21,6 +21,20 @@ TRAINING_KEYS = frozenset(
 )
 
 
+_SWITCHES = (
+    "norm_affine",
+    "two_hop_residual",
+    "swiglu",
+    "rescale_nffn",
+    "scale_emb",
+    "share_emb",
+)
+
+# Raised whenever a parameter's or a state tensor's name, shape or meaning changes: libraries,
+# weights and saved sequences must agree.
+FORMAT_VERSION = 1
+
+
 class ConfigError(ValueError):
     """A configuration that is not a Gecko model: the message lists every fault found."""
 
@@ -76,6 +90,23 @@ class GeckoConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 faults.append(f"{name} is {value!r}, wanted a positive integer")
+        mistyped = []
+        for name, kinds, wanted in (
+            ("output_size", int, "an integer"),
+            ("num_rope_heads", (int, type(None)), "an integer or null"),
+            ("timenorm_beta1", (int, float), "a number"),
+            ("timenorm_beta2", (int, float), "a number"),
+            ("norm_eps", (int, float), "a number"),
+            ("rope_base", (int, float), "a number"),
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                mistyped.append(f"{name} is {value!r}, wanted {wanted}")
+        for name in _SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                mistyped.append(f"{name} is {getattr(self, name)!r}, wanted true or false")
+        if mistyped:
+            raise ConfigError("not a Gecko configuration:\n  " + "\n  ".join(faults + mistyped))
         if not faults:
             for name, divisor in (
                 ("z_dim", "num_heads"),

@@ -2,7 +2,8 @@
 
 No single reader reaches the limit everywhere, so the limit is the best of several: NumPy's maximum
 over a slice per thread, and, where PyTorch is, its sum. The buffer is far larger than any cache.
-The multiply rate is the best of float32 matrix products of the model's own shapes.
+The multiply rate is that of multiply-adds on registers (``multiply_add``), or, without a compiler,
+of NumPy's best float32 product of the model's own shapes.
 """
 
 from __future__ import annotations

@@ -208,13 +208,14 @@ class _Bench:
         return products
 
     def _limits(self) -> results.Limits:
-        rates = [product.torch_rate for product in self.products if product.torch_rate]
-        if rates:
-            rate, by = max(rates), "torch.matmul"
-        else:
-            shapes = [(m, k, n) for m, k, n, _ in self._shapes().values()]
-            rate, by = numpy_multiply_rate(shapes, self._plan.threads, self._effort), "numpy.matmul"
         threads, reader = self._plan.threads, self._reader
+        try:
+            from gecko_mlc.bench.multiply_add import multiply_add_rate
+
+            rate, by = multiply_add_rate(threads, self._effort), "multiply-adds on registers"
+        except ImportError:  # the compiler is not installed
+            shapes = [(m, k, n) for m, k, n, _ in self._shapes().values()]
+            rate, by = numpy_multiply_rate(shapes, threads, self._effort), "numpy.matmul"
         return results.Limits(threads, reader.bandwidth, reader.name, rate, by)
 
     def _compare(self, library: Action, reference: Action | None) -> dict[str, Timing]:

@@ -45,6 +45,7 @@ def write_chat_config(
             raise CheckpointError(
                 f"vocab_size is {config.vocab_size}, wanted at least 256 for a tokenizer of bytes"
             )
+        eos = 0  # no text holds this byte: training puts it between documents
     elif tokenizer != NONE:
         files = _tokenizer_files(Path(tokenizer))
         bos, eos = _special_tokens(files, config)

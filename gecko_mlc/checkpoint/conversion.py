@@ -17,7 +17,7 @@ from gecko_mlc.checkpoint import mapping
 from gecko_mlc.checkpoint.mapping import Parameter, Source
 from gecko_mlc.checkpoint.source import CheckpointError, MemoryTensors, TensorSource
 from gecko_mlc.checkpoint.tensor_cache import CACHE_NAME, SHARD_PREFIX, TensorCacheWriter
-from gecko_mlc.config import GeckoConfig
+from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
 
 # Matrices pass through in blocks of about this many elements.
 BLOCK_ELEMENTS = 1 << 20
@@ -193,7 +193,7 @@ def _metadata(
         "ParamBytes": nbytes,
         "BitsPerParam": 8.0 * nbytes / elements,
         "model_type": "gecko",
-        "format_version": mapping.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "gecko_mlc_version": gecko_mlc.__version__,
         "quantization": quantization,
         "model_config": config.to_dict(),

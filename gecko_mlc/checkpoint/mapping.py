@@ -16,9 +16,6 @@ import numpy as np
 
 from gecko_mlc.config import GeckoConfig
 
-# Raised whenever a parameter's name, shape or meaning changes; libraries and weights must agree.
-FORMAT_VERSION = 1
-
 # What a quantization's name means for matrices; vectors and folded constants stay float32.
 QUANTIZATIONS = {"q0f32": "float32", "q0f16": "float16", "q0bf16": "bfloat16"}
 

@@ -28,8 +28,8 @@ def cached_library(
         from gecko_mlc.compile.targets import resolve
     except (ImportError, AttributeError) as error:
         raise CompileError(
-            "this installation has TVM's runtime without its compiler: name a library compiled "
-            "elsewhere with --lib"
+            f"TVM's compiler cannot be used here ({error}): install apache-tvm whole, or name a "
+            "library compiled elsewhere with --lib"
         ) from error
     chat_config = read_chat_config(model)
     config = GeckoConfig.from_dict(chat_config["model_config"])

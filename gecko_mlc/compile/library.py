@@ -17,11 +17,11 @@ from tvm.ir import StringImm
 from tvm.relax.frontend import nn
 
 import gecko_mlc
-from gecko_mlc.checkpoint.mapping import FORMAT_VERSION, QUANTIZATIONS
+from gecko_mlc.checkpoint.mapping import QUANTIZATIONS
 from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.pipeline import pipeline
 from gecko_mlc.compile.targets import CompileTarget
-from gecko_mlc.config import GeckoConfig
+from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
 from relax_model.gecko import Gecko
 from relax_model.kernel_call import call
 from relax_model.state import state_tensors

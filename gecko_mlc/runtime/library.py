@@ -10,14 +10,11 @@ from typing import Any
 import tvm
 from tvm.runtime import vm
 
-from gecko_mlc.config import GeckoConfig
+from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
 from gecko_mlc.runtime import machine
 
 # A mode of TVM's thread pool.
 _ONE_CORE_PER_THREAD = -2
-
-# The layout of parameters and state that this runtime knows (see checkpoint.mapping).
-FORMAT_VERSION = 1
 
 
 class LibraryError(ValueError):

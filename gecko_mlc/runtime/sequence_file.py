@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import zipfile
@@ -55,6 +56,12 @@ def read(path: Path, metadata: dict[str, Any]) -> list[np.ndarray]:
         raise SequenceFileError(
             f"{path} was saved with another model or library:\n  found  {found}\n"
             f"  wanted {_identity(metadata)}"
+        )
+    shapes = [(1, 1)] + [(row["layers"], math.prod(row["shape"])) for row in metadata["state"]]
+    if [tensor.shape for tensor in tensors] != shapes or tensors[0][0, 0] < 0:
+        raise SequenceFileError(
+            f"{path} is damaged: found tensors {[tensor.shape for tensor in tensors]} at position "
+            f"{tensors[0].ravel()[:1]}, wanted {shapes}"
         )
     dtypes = ["int32"] + [row["dtype"] for row in metadata["state"]]
     return [

@@ -93,8 +93,8 @@ def test_everything_asked_for_is_there(result: results.Result) -> None:
     for row in rows:
         assert row.seconds > 0 and row.reference_seconds > 0 and row.speedup > 0
     assert result.limits.read_bandwidth > 0
-    rates = [product.torch_rate for product in result.products]
-    assert result.limits.multiply_rate == max(rate for rate in rates if rate is not None)
+    assert result.limits.multiply_rate > 0
+    assert result.limits.multiply_by == "multiply-adds on registers"
 
 
 def test_every_kernel_is_there_as_often_as_it_runs(result: results.Result) -> None:

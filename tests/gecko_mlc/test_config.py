@@ -139,3 +139,13 @@ def test_from_file(tmp_path: Path) -> None:
     path = tmp_path / "params.json"
     path.write_text(json.dumps({**SMALLEST, "dropout": 0.1}), encoding="utf-8")
     assert GeckoConfig.from_file(path) == make()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("norm_eps", "1e-5"), ("output_size", "x"), ("num_rope_heads", 1.5), ("swiglu", "yes")],
+)
+def test_a_value_of_the_wrong_type_is_named(name: str, value: object) -> None:
+    values = GeckoConfig.preset("tiny").to_dict() | {name: value}
+    with pytest.raises(ConfigError, match=f"{name} is {value!r}, wanted"):
+        GeckoConfig.from_dict(values)

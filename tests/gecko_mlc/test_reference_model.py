@@ -48,7 +48,7 @@ def model(config: GeckoConfig, dtype: torch.dtype = torch.float64, noise: float 
     result = Gecko(config).double()
     with torch.no_grad():
         for parameter in result.parameters():
-            parameter += noise * torch.randn_like(parameter)
+            parameter.add_(noise * torch.randn_like(parameter))
         for name, buffer in result.named_buffers():
             if name.endswith("prior_count"):
                 buffer.fill_(3)
@@ -129,11 +129,11 @@ def test_gradient_through_the_model(config: GeckoConfig) -> None:
     for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
         direction = torch.randn_like(parameter)
         with torch.no_grad():
-            parameter += step * direction
+            parameter.add_(step * direction)
             above = loss()
-            parameter -= 2 * step * direction
+            parameter.sub_(2 * step * direction)
             below = loss()
-            parameter += step * direction
+            parameter.add_(step * direction)
         found = (gradient * direction).sum()
         wanted = (above - below) / (2 * step)
         assert abs(found - wanted) < 1e-6 + 1e-5 * abs(wanted), name

@@ -111,8 +111,10 @@ def cema_inputs(length: int) -> list[Tensor]:
     return [x, h, alpha, delta, normal(6, seed=5), normal(6, 3, 2, seed=6)]
 
 
-def cema(x: Tensor, h: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
-    return complex_ema(x, h, *cema_coefficients(*parameters, x.dtype))
+def cema(
+    x: Tensor, h: Tensor, alpha: Tensor, delta: Tensor, theta: Tensor, gamma: Tensor
+) -> tuple[Tensor, Tensor]:
+    return complex_ema(x, h, *cema_coefficients(alpha, delta, theta, gamma, x.dtype))
 
 
 @pytest.mark.parametrize("length", [1, 2, 31, 32, 33, 64, 205])
