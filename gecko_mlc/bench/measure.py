@@ -82,7 +82,7 @@ def run(
     memory_found = memory.measure(
         model, library, device, plan.threads, max(plan.prompts), plan.positions
     )
-    engine = _engine(model, library, device, plan.threads, slots)
+    engine = Engine(model, library, device=device, threads=plan.threads, slots=slots)
     bench = _Bench(engine, plan, on_progress)
     metadata = engine.metadata
     return results.Result(
@@ -98,9 +98,7 @@ def run(
         reference=bench.reference_name,
         limits=bench.limits,
         prefill=[bench.prefill(tokens) for tokens in plan.prompts],
-        decode=[
-            bench.decode(position, batch) for position in plan.positions for batch in plan.batches
-        ],
+        decode=bench.decode(),
         generation=[bench.generation(prompt) for prompt in plan.prompts],
         steps=[bench.prefill_step(max(plan.prompts))]
         + [bench.decode_step(position) for position in plan.positions],
@@ -115,21 +113,6 @@ def run(
             peak=memory_found["peak"],
         ),
     )
-
-
-def _engine(model: Path, library: Path, device: str, threads: int, slots: int) -> Engine:
-    """An engine that leaves this thread where the scheduler puts it.
-
-    TVM binds the thread that configures its workers to one core, and whatever threads it starts
-    later inherit that: all of PyTorch's would share one core.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        return Engine(model, library, device=device, threads=threads, slots=slots)
-    cores = os.sched_getaffinity(0)
-    try:
-        return Engine(model, library, device=device, threads=threads, slots=slots)
-    finally:
-        os.sched_setaffinity(0, cores)
 
 
 def _torch() -> ModuleType:
@@ -232,28 +215,37 @@ class _Bench:
         seconds = timings["library"].median
         return results.Prefill(tokens, seconds, tokens / seconds, *_versus(timings))
 
-    def decode(self, position: int, batch: int) -> results.Decode:
-        self._on_progress(f"decode at {position}, batch {batch}")
+    def decode(self) -> list[results.Decode]:
+        """Every position and batch in the same rounds, so that they compare with one another."""
+        self._on_progress("steps of decode")
+        cases = [(at, batch) for at in self._plan.positions for batch in self._plan.batches]
         token = self._tokens(1)
-        reference = None
+        actions = {"read": self._reader.action}
+        for case in cases:
+            actions[f"library {case}"] = self._compiled.decode(token, *case)
         if self._reference is not None:
-            reference = self._reference.decode(token, position, batch)
-        timings = self._compare(self._compiled.decode(token, position, batch), reference)
-        seconds = timings["library"].median
+            for case in cases:
+                actions[f"reference {case}"] = self._reference.decode(token, *case)
+        timings = alternate(actions, self._effort)
+        return [self._decode(case, timings) for case in cases]
+
+    def _decode(self, case: tuple[int, int], timings: Mapping[str, Timing]) -> results.Decode:
+        position, batch = case
+        library, read = timings[f"library {case}"], timings["read"]
+        reference = timings.get(f"reference {case}")
         cost = self._decode_cost(position, batch)
-        bandwidth = READ_BYTES / timings["read"].median
         return results.Decode(
             position=position,
             visible=self._visible(position),
             batch=batch,
-            seconds=seconds,
-            tokens_per_second=batch / seconds,
+            seconds=library.median,
+            tokens_per_second=batch / library.median,
             bytes=cost.bytes,
             weight_bytes=cost.weights,
-            read_bandwidth=bandwidth,
-            of_limit=cost.bytes / seconds / bandwidth,
-            reference_seconds=_versus(timings)[0],
-            speedup=_versus(timings)[1],
+            read_bandwidth=READ_BYTES / read.median,
+            of_limit=library.over(read) * cost.bytes / READ_BYTES,
+            reference_seconds=None if reference is None else reference.median,
+            speedup=None if reference is None else library.over(reference),
         )
 
     def _decode_cost(self, position: int, batch: int) -> Cost:
