@@ -1,7 +1,7 @@
 """Elementary functions as TensorIR expressions that vectorise, and reductions over a vector.
 
 LLVM turns ``llvm.exp`` on a vector into one library call per lane; a polynomial costs a
-twentieth of that and is within one unit in the last place of the true value.
+twentieth of that and is within two units in the last place of the true value.
 """
 
 from __future__ import annotations

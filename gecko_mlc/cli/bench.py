@@ -84,6 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from gecko_mlc.bench import measure, report
     from gecko_mlc.bench.timing import Effort
+    from gecko_mlc.cli.report_file import write_report
     from gecko_mlc.config import GeckoConfig
     from gecko_mlc.runtime.engine import read_chat_config
 
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json != "-":
         print(report.text(result))
     if args.json is not None:
-        _write(json.dumps(result.to_dict(), indent=1) + "\n", args.json)
+        write_report(json.dumps(result.to_dict(), indent=1) + "\n", args.json)
     return 0
 
 
@@ -154,20 +155,6 @@ def _compiled(model: Path, target: str) -> tuple[Path, float | None]:
 def _cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _write(text: str, target: str) -> None:
-    """Whole or not at all."""
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    path = Path(target)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _progress(line: str) -> None:

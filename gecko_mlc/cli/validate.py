@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gecko_mlc.cli.model_options import add_model_arguments, open_engine
+from gecko_mlc.cli.report_file import write_report
 
 if TYPE_CHECKING:
     import numpy as np
@@ -112,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json != "-":
         print("\n".join(table(report)))
     if args.json is not None:
-        _write_json(json.dumps(to_json(report), indent=1) + "\n", args.json)
+        write_report(json.dumps(to_json(report), indent=1) + "\n", args.json)
     return 1 if report.failed else 0
 
 
@@ -141,16 +140,3 @@ def _text_tokens(args: argparse.Namespace) -> np.ndarray:
     if len(tokens) < 2:
         raise ValidationError(f"{len(tokens)} tokens of {args.text}, wanted at least 2")
     return np.array(tokens, np.int32)
-
-
-def _write_json(text: str, target: str) -> None:
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    path = Path(target)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

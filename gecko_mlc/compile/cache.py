@@ -71,6 +71,6 @@ def _sources_digest() -> str:
     digest = hashlib.sha256()
     for package in (tir_kernels, relax_model, gecko_mlc.compile):
         assert package.__file__ is not None
-        for file in sorted(Path(package.__file__).parent.glob("*.py")):
+        for file in sorted(Path(package.__file__).parent.rglob("*.py")):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()

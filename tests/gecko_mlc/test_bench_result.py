@@ -8,7 +8,6 @@ import subprocess
 import sys
 import types
 import typing
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -207,17 +206,17 @@ def test_requests_that_make_no_sense_are_refused(
 def test_json_is_written_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from gecko_mlc.cli import bench
+    from gecko_mlc.cli import report_file
 
+    write = report_file.write_report
     target = tmp_path / "result.json"
     target.write_text("before")
 
     def fail(*_arguments: object) -> None:
         raise OSError("disk full")
 
-    write: Callable[[str, str], None] = bench._write
     with monkeypatch.context() as patch:
-        patch.setattr(bench.os, "replace", fail)
+        patch.setattr(report_file.os, "replace", fail)
         with pytest.raises(OSError, match="disk full"):
             write("after", str(target))
     assert target.read_text() == "before"
