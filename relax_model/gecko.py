@@ -9,9 +9,10 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
 from .kernel_call import call, call_inplace, view
-from .mega import MovingAverageGatedAttention, PackedLinear
+from .mega import MovingAverageGatedAttention
 from .nffn import NormalizedFeedForwardNetwork
 from .norms import TimestepDecayNorm
+from .packed_linear import PackedLinear
 from .state import State, state_spec, state_tensors
 
 

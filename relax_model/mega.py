@@ -6,6 +6,7 @@ from tvm.relax.frontend import nn
 
 from .kernel_call import call, call_inplace
 from .norms import GroupRMSNorm, TimestepDecayNorm
+from .packed_linear import PackedLinear
 from .state import State
 
 
@@ -26,16 +27,6 @@ class MultiHeadComplexEMA(nn.Module):
             x.shape,
         )
         return y
-
-
-class PackedLinear(nn.Module):
-    """A weight as the kernels read it; the kernel that ends the product is its user's choice."""
-
-    def __init__(self, kernels, outputs: int, inputs: int, bias: int = 0, gated: bool = False):
-        self.weight = nn.Parameter(kernels.packed_shape(outputs, inputs, gated), kernels.dtype)
-        # The matrix in the weights, and how it is packed: for the library's metadata.
-        self.weight.attrs["matrix"] = ([2 * outputs if gated else outputs, inputs], gated)
-        self.bias = nn.Parameter([bias], "float32") if bias else None
 
 
 class MovingAverageGatedAttention(nn.Module):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from tvm.relax.frontend import nn
 
 from .kernel_call import call
-from .mega import PackedLinear
 from .norms import GroupLayerNorm
+from .packed_linear import PackedLinear
 
 
 class NormalizedFeedForwardNetwork(nn.Module):

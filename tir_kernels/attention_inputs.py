@@ -12,7 +12,8 @@ import functools
 
 from tvm.script import tirx as T
 
-from .vector_math import exp, f32, largest, rsqrt, total
+from .softmax import row_softmax
+from .vector_math import f32, rsqrt, total
 from .vector_unit import VectorUnit
 
 
@@ -20,12 +21,13 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
     """An inline for one head of one row."""
     width = unit.fit(z_head)
     pairs = z_head // 2
+    softmax = row_softmax(width)
 
     @T.inline
     def affine(Z, Gamma, Beta, which, head, Out):
         for i in T.serial(z_head // width):
             for j in T.vectorized(width):
-                Out[i * width + j] = (
+                Out[0, i * width + j] = (
                     Z[i * width + j] * Gamma[which, head * z_head + i * width + j]
                     + Beta[which, head * z_head + i * width + j]
                 )
@@ -33,9 +35,15 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
     @T.inline
     def rotate(In, Rope, angle, write, target):
         for i in T.serial(pairs):
-            write(target, 2 * i, In[2 * i] * Rope[angle, i, 0] - In[2 * i + 1] * Rope[angle, i, 1])
             write(
-                target, 2 * i + 1, In[2 * i] * Rope[angle, i, 1] + In[2 * i + 1] * Rope[angle, i, 0]
+                target,
+                2 * i,
+                In[0, 2 * i] * Rope[angle, i, 0] - In[0, 2 * i + 1] * Rope[angle, i, 1],
+            )
+            write(
+                target,
+                2 * i + 1,
+                In[0, 2 * i] * Rope[angle, i, 1] + In[0, 2 * i + 1] * Rope[angle, i, 0],
             )
 
     @T.inline
@@ -50,7 +58,7 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
     @T.inline
     def plain(In, write, target):
         for i in T.serial(z_head):
-            write(target, i, In[i])
+            write(target, i, In[0, i])
 
     @T.inline
     def head_of_row(
@@ -60,7 +68,7 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
         ring_row = position % (2 * chunk)
         first = head * z_head
         z = T.alloc_buffer((z_head,), "float32")
-        out = T.alloc_buffer((z_head,), "float32")
+        out = T.alloc_buffer((1, z_head), "float32")
         lanes = T.alloc_buffer((width,), "float32")
         scalar = T.alloc_buffer((1,), "float32")
         for j in T.vectorized(width):
@@ -91,23 +99,8 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
 
         # Softmax over the head's features: what reads the memory.
         affine(z, Gamma, Beta, 2, head, out)
-        for j in T.vectorized(width):
-            lanes[j] = out[j]
-        for i in T.serial(z_head // width - 1):
-            for j in T.vectorized(width):
-                lanes[j] = T.max(lanes[j], out[(i + 1) * width + j])
-        scalar[0] = largest([lanes[j] for j in range(width)])
-        for j in T.vectorized(width):
-            lanes[j] = f32(0.0)
-        for i in T.serial(z_head // width):
-            for j in T.vectorized(width):
-                out[i * width + j] = exp(out[i * width + j] - scalar[0])
-            for j in T.vectorized(width):
-                lanes[j] = lanes[j] + out[i * width + j]
-        scalar[0] = f32(1.0) / total([lanes[j] for j in range(width)])
-        for i in T.serial(z_head // width):
-            for j in T.vectorized(width):
-                Queries[row, 2, first + i * width + j] = out[i * width + j] * scalar[0]
+        softmax(out, 0, z_head)
+        plain(out, write_query, (Queries, row, 2, first))
 
         affine(z, Gamma, Beta, 3, head, out)
         plain(out, write_key, (MemoryRing, layer, slot, ring_row, first))

@@ -11,7 +11,8 @@ import functools
 from tvm.script import tirx as T
 
 from .register_tile import panel_store, row_tiles
-from .vector_math import exp, f32, largest, total
+from .softmax import row_softmax
+from .vector_math import exp, f32
 from .vector_unit import VectorUnit
 
 
@@ -31,6 +32,7 @@ def memory_commit(
     """
     z_dim, value_dim = heads * z_head, heads * v_head
     width = unit.fit(z_head)
+    softmax = row_softmax(width)
     narrow = unit.narrowed(v_head)
     panels = -(-v_head // narrow.panel)
     cut = v_head % narrow.panel != 0
@@ -82,30 +84,12 @@ def memory_commit(
 
     @T.inline
     def softmax_features(Keys, Features, layer, slot, head, ring_row, t):
-        lanes = T.alloc_buffer((width,), "float32")
-        scalar = T.alloc_buffer((1,), "float32")
         for i in T.serial(z_head // width):
             for j in T.vectorized(width):
                 Features[t, i * width + j] = T.Cast(
                     "float32", Keys[layer, slot, ring_row + t, head * z_head + i * width + j]
                 )
-        for j in T.vectorized(width):
-            lanes[j] = Features[t, j]
-        for i in T.serial(z_head // width - 1):
-            for j in T.vectorized(width):
-                lanes[j] = T.max(lanes[j], Features[t, (i + 1) * width + j])
-        scalar[0] = largest([lanes[j] for j in range(width)])
-        for j in T.vectorized(width):
-            lanes[j] = f32(0.0)
-        for i in T.serial(z_head // width):
-            for j in T.vectorized(width):
-                Features[t, i * width + j] = exp(Features[t, i * width + j] - scalar[0])
-            for j in T.vectorized(width):
-                lanes[j] = lanes[j] + Features[t, i * width + j]
-        scalar[0] = f32(1.0) / total([lanes[j] for j in range(width)])
-        for i in T.serial(z_head // width):
-            for j in T.vectorized(width):
-                Features[t, i * width + j] = Features[t, i * width + j] * scalar[0]
+        softmax(Features, t, z_head)
 
     @T.inline
     def softmax_positions(Keys, LogNorm, Weights, Ratio, layer, slot, head, ring_row, i):

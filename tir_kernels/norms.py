@@ -6,6 +6,7 @@ import functools
 
 from tvm.script import tirx as T
 
+from .group_moments import group_moments
 from .vector_math import f32, rsqrt, total
 from .vector_unit import VectorUnit
 
@@ -62,35 +63,23 @@ def layer_norm(dim: int, groups: int, eps: float, unit: VectorUnit):
     """y = (x - mean) * rsqrt(var + eps) * weight + bias over each group of dim/groups features.
 
     x, y [m, D]; weight [D] already has the one added that checkpoints leave out; the variance is
-    the biased one, from the deviations (two passes), so that a large mean costs no digits.
+    the biased one.
     """
     size = dim // groups
     width = unit.fit(size)
+    moments = group_moments(size, unit)
 
     @T.inline
     def normalise(X, W, B, Y, row, group):
-        sums = T.alloc_buffer((width,), "float32")
-        for j in T.vectorized(width):
-            sums[j] = f32(0.0)
-        for i in T.serial(size // width):
-            for j in T.vectorized(width):
-                sums[j] = sums[j] + X[row, group * size + i * width + j]
-        mean = T.alloc_buffer((1,), "float32")
-        mean[0] = total([sums[j] for j in range(width)]) / f32(size)
-        for j in T.vectorized(width):
-            sums[j] = f32(0.0)
-        for i in T.serial(size // width):
-            for j in T.vectorized(width):
-                sums[j] = sums[j] + (X[row, group * size + i * width + j] - mean[0]) * (
-                    X[row, group * size + i * width + j] - mean[0]
-                )
-        scale = T.alloc_buffer((1,), "float32")
-        scale[0] = rsqrt(total([sums[j] for j in range(width)]) / f32(size) + f32(eps))
+        mean = T.alloc_buffer((1, 1), "float32")
+        scale = T.alloc_buffer((1, 1), "float32")
+        moments(X, row, group, mean, scale, 0, 0)
+        scale[0, 0] = rsqrt(scale[0, 0] + f32(eps))
         for i in T.serial(size // width):
             for j in T.vectorized(width):
                 Y[row, group * size + i * width + j] = (
-                    X[row, group * size + i * width + j] - mean[0]
-                ) * scale[0] * W[group * size + i * width + j] + B[group * size + i * width + j]
+                    X[row, group * size + i * width + j] - mean[0, 0]
+                ) * scale[0, 0] * W[group * size + i * width + j] + B[group * size + i * width + j]
 
     @T.prim_func(s_tir=True, private=True)
     def layernorm(x: T.handle, weight: T.handle, bias: T.handle, y: T.handle):

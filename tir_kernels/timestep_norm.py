@@ -14,7 +14,8 @@ import math
 
 from tvm.script import tirx as T
 
-from .vector_math import f32, rsqrt, total
+from .group_moments import group_moments
+from .vector_math import f32, rsqrt
 from .vector_unit import VectorUnit
 
 
@@ -26,27 +27,6 @@ class _Moments:
         width = unit.fit(size)
         beta1, beta2 = betas
         log_beta1, log_beta2 = math.log(beta1), math.log(beta2)
-
-        @T.inline
-        def of_step(X, Mean, Var, row, out_row, group):
-            """u and s of one group at one step, into Mean and Var."""
-            sums = T.alloc_buffer((width,), "float32")
-            mean = T.alloc_buffer((1,), "float32")
-            for j in T.vectorized(width):
-                sums[j] = f32(0.0)
-            for i in T.serial(size // width):
-                for j in T.vectorized(width):
-                    sums[j] = sums[j] + X[row, group * size + i * width + j]
-            mean[0] = total([sums[j] for j in range(width)]) / f32(size)
-            for j in T.vectorized(width):
-                sums[j] = f32(0.0)
-            for i in T.serial(size // width):
-                for j in T.vectorized(width):
-                    sums[j] = sums[j] + (X[row, group * size + i * width + j] - mean[0]) * (
-                        X[row, group * size + i * width + j] - mean[0]
-                    )
-            Mean[out_row, group] = mean[0]
-            Var[out_row, group] = total([sums[j] for j in range(width)]) / f32(size)
 
         def reciprocal(count, log_beta):
             power = T.exp(T.Cast("float64", count) * T.float64(log_beta))
@@ -83,7 +63,7 @@ class _Moments:
                         group * size + i * width + j
                     ]
 
-        self.of_step, self.bias_corrections = of_step, bias_corrections
+        self.of_step, self.bias_corrections = group_moments(size, unit), bias_corrections
         self.advance, self.apply = advance, apply
 
 
@@ -134,7 +114,7 @@ def timestep_norm_prefill(
         Var = T.alloc_buffer((max_rows, groups), "float32")
         for t in T.parallel(m):
             for group in T.serial(groups):
-                moments.of_step(X, Mean, Var, t, t, group)
+                moments.of_step(X, t, group, Mean, Var, t, group)
         for t in T.serial(m):
             correction = T.alloc_buffer((2,), "float32")
             moments.bias_corrections(correction, PriorCount[0] + Position[Slots[0]] + t + 1)
@@ -177,7 +157,7 @@ def timestep_norm_decode(
         var = T.alloc_buffer((1, groups), "float32")
         moments.bias_corrections(correction, count)
         for group in T.serial(groups):
-            moments.of_step(X, mean, var, b, 0, group)
+            moments.of_step(X, b, group, mean, var, 0, group)
             moments.advance(correction, mean, var, 0, StateMean, StateVar, layer, Slots[b], group)
             moments.apply(X, mean, var, W, B, Y, b, 0, group)
 

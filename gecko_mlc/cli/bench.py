@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import tempfile
 import time
@@ -86,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from gecko_mlc.bench.timing import Effort
     from gecko_mlc.cli.report_file import write_report
     from gecko_mlc.config import GeckoConfig
+    from gecko_mlc.runtime import machine
     from gecko_mlc.runtime.engine import read_chat_config
 
     if args.preset is None and args.quantization is not None:
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             decode=args.decode,
             positions=args.position or measure.Plan.default_positions(config),
             batches=args.batch,
-            threads=_cores() if args.threads is None else args.threads,
+            threads=len(machine.cores()) if args.threads is None else args.threads,
             reference=not args.no_reference,
             effort=Effort(rounds=args.rounds),
         )
@@ -150,11 +150,6 @@ def _compiled(model: Path, target: str) -> tuple[Path, float | None]:
     library = cached_library(model, target=target, on_progress=on_progress)
     seconds = time.perf_counter() - start
     return library, seconds if lines else None  # it says so when it compiles
-
-
-def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _progress(line: str) -> None:

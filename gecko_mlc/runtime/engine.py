@@ -32,8 +32,7 @@ class Engine:
 
     The state's size depends on ``slots`` alone, never on how long a sequence is. ``threads`` CPU
     threads run the kernels (default: the library's, else one per core; the setting is the
-    process's). An engine and
-    its sequences belong to one thread.
+    process's). An engine and its sequences belong to one thread.
 
     Raises LibraryError, WeightsError or ConfigError before anything runs when library, weights,
     configuration or machine do not fit together.
@@ -99,7 +98,7 @@ class Engine:
             slots = sequences[0].slots
         else:
             slots = self._tensor([sequence.slot for sequence in sequences])
-        logits = self._run("decode", self._tokens(tokens), slots)
+        logits = self._run("decode", self._tensor(self._checked(tokens)), slots)
         for sequence in sequences:
             sequence.position += 1
         ended = [s for s in sequences if s.position % self.config.chunk_size == 0]
@@ -131,7 +130,8 @@ class Engine:
     def _tensor(self, values, dtype=np.int32) -> tvm.runtime.Tensor:
         return self._memory.hold(np.asarray(values, dtype))
 
-    def _tokens(self, tokens) -> tvm.runtime.Tensor:
+    def _checked(self, tokens) -> np.ndarray:
+        """Tokens as an array, all of them in the vocabulary."""
         array = np.asarray(tokens)
         if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
             raise SequenceError(
@@ -143,7 +143,7 @@ class Engine:
             raise SequenceError(
                 f"token {wrong} is outside the vocabulary, wanted 0 to {self.config.vocab_size - 1}"
             )
-        return self._tensor(array)
+        return array
 
     def _call(self, function: str, *arguments):
         return self.library[function](*arguments)
@@ -223,7 +223,7 @@ class Sequence:
     def _read(self, function: str, tokens) -> list[np.ndarray]:
         """Logits of every piece; a piece ends at the end of a chunk, where memory is updated."""
         engine, chunk = self.engine, self.engine.config.chunk_size
-        array = engine._tokens(tokens).numpy()
+        array = engine._checked(tokens)
         self._check_room(len(array))
         logits = []
         start = 0

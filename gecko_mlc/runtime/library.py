@@ -106,8 +106,7 @@ class Library:
 
 def set_threads(threads: int | None) -> None:
     """CPU threads that kernels use; None means one per core this process may run on."""
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    cores = sorted(affinity or range(os.cpu_count() or 1))
+    cores = machine.cores()
     if threads is None:
         threads = len(cores)
     if threads < 1:
@@ -116,9 +115,9 @@ def set_threads(threads: int | None) -> None:
     # processors there are at every launch of a kernel, which takes longer than the launch.
     named = [str(cores[i % len(cores)]) for i in range(threads)]
     tvm.get_global_func("runtime.config_threadpool")(_ONE_CORE_PER_THREAD, threads, named)
-    if affinity:
+    if hasattr(os, "sched_setaffinity"):
         # TVM also binds the calling thread, and every thread it starts later would inherit that.
-        os.sched_setaffinity(0, affinity)
+        os.sched_setaffinity(0, cores)
 
 
 def _device(name: str):

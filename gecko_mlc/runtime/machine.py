@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -34,3 +35,10 @@ def extensions(cpuinfo: Path = Path("/proc/cpuinfo")) -> set[str] | None:
             flags = value.split()
             return {_ALIASES.get(flag, flag.replace("_", "")) for flag in flags}
     return None
+
+
+def cores() -> list[int]:
+    """Numbers of the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))

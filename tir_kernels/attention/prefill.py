@@ -7,47 +7,12 @@ import functools
 from tvm.script import tirx as T
 
 from ..register_tile import panel_store, row_tiles
-from ..vector_math import exp, f32, largest, total
+from ..softmax import row_softmax
+from ..vector_math import f32
 from ..vector_unit import VectorUnit
 
 # Query rows of a block, in register tiles: what one packed panel of values serves.
 _QUERY_TILES = 8
-
-
-def _softmax(width: int):
-    """An inline: weights[row, 0:count] becomes its softmax, a partial sum per lane."""
-
-    @T.inline
-    def softmax(Weights, row, count):
-        whole = count // width
-        lanes = T.alloc_buffer((width,), "float32")
-        scalar = T.alloc_buffer((1,), "float32")
-        for j in T.vectorized(width):
-            lanes[j] = Weights[row, 0]
-        for i in T.serial(whole):
-            for j in T.vectorized(width):
-                lanes[j] = T.max(lanes[j], Weights[row, i * width + j])
-        scalar[0] = largest([lanes[j] for j in range(width)])
-        for k in T.serial(count - whole * width):
-            scalar[0] = T.max(scalar[0], Weights[row, whole * width + k])
-        for j in T.vectorized(width):
-            lanes[j] = f32(0.0)
-        for i in T.serial(whole):
-            for j in T.vectorized(width):
-                Weights[row, i * width + j] = exp(Weights[row, i * width + j] - scalar[0])
-            for j in T.vectorized(width):
-                lanes[j] = lanes[j] + Weights[row, i * width + j]
-        for k in T.serial(count - whole * width):
-            Weights[row, whole * width + k] = exp(Weights[row, whole * width + k] - scalar[0])
-            lanes[0] = lanes[0] + Weights[row, whole * width + k]
-        scalar[0] = f32(1.0) / total([lanes[j] for j in range(width)])
-        for i in T.serial(whole):
-            for j in T.vectorized(width):
-                Weights[row, i * width + j] = Weights[row, i * width + j] * scalar[0]
-        for k in T.serial(count - whole * width):
-            Weights[row, whole * width + k] = Weights[row, whole * width + k] * scalar[0]
-
-    return softmax
 
 
 @functools.cache
@@ -73,7 +38,7 @@ def attention_prefill(
     narrow = unit.narrowed(v_head)
     value_panels = -(-v_head // narrow.panel)
     cut = v_head % narrow.panel != 0
-    softmax = _softmax(unit.lanes)
+    softmax = row_softmax(unit.lanes)
 
     # Scores of one panel of keys; operands (head, half, panel, queries, packed keys, weights,
     # first query, first column of the panel).
