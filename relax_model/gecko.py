@@ -8,7 +8,7 @@ from __future__ import annotations
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
-from .kernel_call import call, call_inplace, view
+from .kernel_call import call, call_inplace, fresh, view
 from .mega import MovingAverageGatedAttention
 from .nffn import NormalizedFeedForwardNetwork
 from .norms import TimestepDecayNorm
@@ -62,7 +62,7 @@ class Gecko(nn.Module):
             self.kernels.embed(),
             "embed",
             [tokens, self.embed.weight],
-            [tokens.shape[0], self.config.model_dim],
+            fresh([tokens.shape[0], self.config.model_dim]),
         )
         for layer in self.layers:
             x = layer(x, self.rope.table, state, batched)
@@ -80,14 +80,14 @@ class Gecko(nn.Module):
             self.kernels.logits(),
             "logits",
             [x, self.output.output.weight],
-            [x.shape[0], self.config.num_outputs],
+            fresh([x.shape[0], self.config.num_outputs]),
         )
 
     def prefill(self, tokens: nn.Tensor, slots: nn.Tensor, state):
         """m tokens of the sequence in slots[0], within its current chunk: last logits [1, V]."""
         state = State.unpack(slots, state)
         x = self._hidden(tokens, state, batched=False)
-        last = call(self.kernels.last_row(), "last_row", [x], [1, self.config.model_dim])
+        last = call(self.kernels.last_row(), "last_row", [x], fresh([1, self.config.model_dim]))
         return self._logits(last), state.pack()
 
     def score(self, tokens: nn.Tensor, slots: nn.Tensor, state):
@@ -135,8 +135,7 @@ class Gecko(nn.Module):
                 self.kernels.get_slot(layers, size, dtype),
                 "get_slot",
                 [slots, flat],
-                [layers, size],
-                dtype,
+                fresh([layers, size], dtype),
             )
             for flat, layers, size, dtype, _ in self._flat(state)
         )

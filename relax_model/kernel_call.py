@@ -6,26 +6,28 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 
 
-def call(kernel, name: str, args: list, shape: list, dtype: str = "float32") -> nn.Tensor:
-    """A kernel with one fresh output."""
-    return nn.op.tensor_ir_op(kernel, name, args, nn.Tensor.placeholder(shape, dtype))
+def fresh(shape: list, dtype: str = "float32") -> nn.Tensor:
+    """A tensor that a kernel fills."""
+    return nn.Tensor.placeholder(shape, dtype)
 
 
-def call_inplace(kernel, name: str, args: list, updated: list[int], fresh: list | None = None):
-    """A kernel that updates ``args[i]`` for i in ``updated`` and fills a fresh float32 output.
+def call(kernel, name: str, args: list, *outputs: nn.Tensor):
+    """A kernel that fills ``outputs``: the filled tensor, or a tuple where there are several."""
+    wanted = outputs[0] if len(outputs) == 1 else list(outputs)
+    return nn.op.tensor_ir_op(kernel, name, _arguments(args), wanted)
 
-    Integers among the arguments pass as int64 (a layer's number). Returns the updated tensors,
-    then the fresh one of shape ``fresh``, if any.
+
+def call_inplace(kernel, name: str, args: list, updated: list[int], *outputs: nn.Tensor):
+    """A kernel that updates ``args[i]`` for i in ``updated`` and fills ``outputs``.
+
+    Returns the updated tensors, then the filled ones.
     """
-    args = [tirx.IntImm("int64", arg) if isinstance(arg, int) else arg for arg in args]
-    out = [nn.Tensor.placeholder(args[i].shape, args[i].dtype) for i in updated]
-    indices = list(updated)
-    if fresh is not None:
-        out.append(nn.Tensor.placeholder(fresh, "float32"))
-        indices.append(-1)
+    out = [fresh(args[i].shape, args[i].dtype) for i in updated] + list(outputs)
+    indices = [*updated, *(-1 for _ in outputs)]
+    arguments = _arguments(args)
     if len(out) == 1:
-        return [nn.op.tensor_ir_inplace_op(kernel, name, args, indices, out[0])]
-    return nn.op.tensor_ir_inplace_op(kernel, name, args, indices, out)
+        return [nn.op.tensor_ir_inplace_op(kernel, name, arguments, indices, out[0])]
+    return nn.op.tensor_ir_inplace_op(kernel, name, arguments, indices, out)
 
 
 def view(x: nn.Tensor, shape: list) -> nn.Tensor:
@@ -37,3 +39,8 @@ def view(x: nn.Tensor, shape: list) -> nn.Tensor:
         ty_args=relax.TensorType(shape, x.dtype),
     )
     return nn.op.wrap_nested(relax.BlockBuilder.current().emit(result), name="view")
+
+
+def _arguments(args: list) -> list:
+    """Integers among a kernel's arguments (a layer's number) pass as int64."""
+    return [tirx.IntImm("int64", arg) if isinstance(arg, int) else arg for arg in args]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from .kernel_call import call, call_inplace
+from .kernel_call import call, call_inplace, fresh
 from .norms import GroupRMSNorm, TimestepDecayNorm
 from .packed_linear import PackedLinear
 from .state import State
@@ -24,7 +24,7 @@ class MultiHeadComplexEMA(nn.Module):
             "cema_step" if batched else "cema",
             [x, self.p, self.q, self.gamma, state.slots, state.cema, self.layer],
             [5],
-            x.shape,
+            fresh(x.shape),
         )
         return y
 
@@ -47,12 +47,17 @@ class MovingAverageGatedAttention(nn.Module):
         rows = x.shape[0]
         o = self.timenorm(x, state, batched)
         mx = self.rmsnorm(self.cema(o, state, batched))
-        v = call(kernels.wv(), "wv", [o, self.wv.weight, self.wv.bias], [rows, config.value_dim])
+        v = call(
+            kernels.wv(),
+            "wv",
+            [o, self.wv.weight, self.wv.bias],
+            fresh([rows, config.value_dim]),
+        )
         projected = call(
             kernels.wzrh(),
             "wzrh",
             [mx, self.wzrh.weight, self.wzrh.bias],
-            [rows, kernels.projected],
+            fresh([rows, kernels.projected]),
         )
         state.keys, state.values, state.memory_keys, queries = call_inplace(
             kernels.attention_inputs(batched),
@@ -71,7 +76,7 @@ class MovingAverageGatedAttention(nn.Module):
                 self.layer,
             ],
             [7, 8, 9],
-            [rows, 3, config.z_dim],
+            fresh([rows, 3, config.z_dim]),
         )
         state.memory, gated = call_inplace(
             kernels.attention(batched),
@@ -87,9 +92,9 @@ class MovingAverageGatedAttention(nn.Module):
                 self.layer,
             ],
             [6],
-            [rows, config.value_dim],
+            fresh([rows, config.value_dim]),
         )
-        return call(kernels.wh2(), "wh2", [gated, self.wh2.weight, projected, x], x.shape)
+        return call(kernels.wh2(), "wh2", [gated, self.wh2.weight, projected, x], fresh(x.shape))
 
     def commit(self, state: State) -> None:
         """The memory's update after the last token of a chunk."""

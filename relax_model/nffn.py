@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from .kernel_call import call
+from .kernel_call import call, fresh
 from .norms import GroupLayerNorm
 from .packed_linear import PackedLinear
 
@@ -25,7 +25,8 @@ class NormalizedFeedForwardNetwork(nn.Module):
             kernels.fc1(),
             "fc1",
             [normed, self.fc1.weight],
-            [x.shape[0], self.config.ffn_hidden_dim],
+            fresh([x.shape[0], self.config.ffn_hidden_dim]),
         )
         scale = [] if self.alpha is None else [self.alpha]
-        return call(kernels.fc2(), "fc2", [hidden, self.fc2.weight, residual, *scale], x.shape)
+        arguments = [hidden, self.fc2.weight, residual, *scale]
+        return call(kernels.fc2(), "fc2", arguments, fresh(x.shape))

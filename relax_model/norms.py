@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvm.relax.frontend import nn
 
-from .kernel_call import call, call_inplace
+from .kernel_call import call, call_inplace, fresh
 from .state import State
 
 
@@ -36,7 +36,7 @@ class TimestepDecayNorm(nn.Module):
                 self.index,
             ],
             [6, 7],
-            x.shape,
+            fresh(x.shape),
         )
         return y
 
@@ -55,7 +55,7 @@ class GroupRMSNorm(nn.Module):
         self.weight = nn.Parameter([config.model_dim], "float32")
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
-        return call(self.kernels.rmsnorm(), "rmsnorm", [x, self.weight], x.shape)
+        return call(self.kernels.rmsnorm(), "rmsnorm", [x, self.weight], fresh(x.shape))
 
 
 class GroupLayerNorm(nn.Module):
@@ -65,4 +65,5 @@ class GroupLayerNorm(nn.Module):
         self.bias = nn.Parameter([config.model_dim], "float32")
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
-        return call(self.kernels.layernorm(), "layernorm", [x, self.weight, self.bias], x.shape)
+        arguments = [x, self.weight, self.bias]
+        return call(self.kernels.layernorm(), "layernorm", arguments, fresh(x.shape))

@@ -23,7 +23,7 @@ from gecko_mlc.compile.pipeline import pipeline
 from gecko_mlc.compile.targets import CompileTarget
 from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
 from relax_model.gecko import Gecko
-from relax_model.kernel_call import call
+from relax_model.kernel_call import call, fresh
 from relax_model.state import state_tensors
 from tir_kernels.cpu import CpuKernels
 
@@ -39,7 +39,8 @@ class _Packing(nn.Module):
     def _pack(self, weight: nn.Tensor, gated: bool) -> nn.Tensor:
         outputs, inputs = weight.shape
         shape = self.kernels.packed_shape(outputs // 2 if gated else outputs, inputs, gated)
-        return call(self.kernels.pack(gated), "pack_matrix", [weight], shape, self.kernels.dtype)
+        output = fresh(shape, self.kernels.dtype)
+        return call(self.kernels.pack(gated), "pack_matrix", [weight], output)
 
     def pack(self, weight: nn.Tensor):
         return self._pack(weight, gated=False)
