@@ -1,0 +1,53 @@
+"""Reductions over the lanes of a warp and over the threads of a CTA; every thread gets the result.
+
+``fold`` combines a list of scalars: ``vector_math.total`` or ``vector_math.largest``.
+"""
+
+from __future__ import annotations
+
+from tvm.script import tirx as T
+
+WARP = 32
+
+
+def shuffle_xor(value, mask):
+    """The value held by the lane whose number differs from this lane's in the bits of ``mask``."""
+    return T.tvm_warp_shuffle_xor(T.uint32(0xFFFFFFFF), value, mask, WARP, WARP)
+
+
+def warp_reduce(fold, lanes: int = WARP, items: int = 1):
+    """An inline (V): V[i] for i < ``items`` folded over each run of ``lanes`` lanes.
+
+    V is a local buffer [items]; ``lanes`` is a power of two. All lanes of the warp must take part.
+    """
+    steps = lanes.bit_length() - 1
+
+    @T.inline
+    def reduce(V):
+        for step in T.unroll(steps):
+            for i in T.unroll(items):
+                V[i] = fold([V[i], shuffle_xor(V[i], (lanes // 2) >> step)])
+
+    return reduce
+
+
+def cta_reduce(fold, threads: int, items: int = 1):
+    """An inline (V, Shared, tx): V[i] for i < ``items`` folded over all ``threads`` of the CTA.
+
+    V is a local buffer [items], Shared a shared one [items, threads / 32], which must not be
+    written again before the next barrier; ``threads`` is a multiple of 32.
+    """
+    warps = threads // WARP
+    within_warp = warp_reduce(fold, WARP, items)
+
+    @T.inline
+    def reduce(V, Shared, tx):
+        within_warp(V)
+        if tx % WARP == 0:
+            for i in T.unroll(items):
+                Shared[i, tx // WARP] = V[i]
+        T.tvm_storage_sync("shared")
+        for i in T.unroll(items):
+            V[i] = fold([Shared[i, warp] for warp in range(warps)])
+
+    return reduce
