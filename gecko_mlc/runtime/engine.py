@@ -5,7 +5,9 @@ Imports the TVM runtime only, never the compiler, never PyTorch.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime import sequence_file
 from gecko_mlc.runtime.library import Library, LibraryError, set_threads
 from gecko_mlc.runtime.memory import TensorMemory
+from gecko_mlc.runtime.sampling import Sampler
+from gecko_mlc.runtime.steps import Steps
 from gecko_mlc.runtime.weights import load_parameters
 
 _MAX_POSITION = 2**31 - 1
@@ -32,7 +36,8 @@ class Engine:
 
     The state's size depends on ``slots`` alone, never on how long a sequence is. ``threads`` CPU
     threads run the kernels (default: the library's, else one per core; the setting is the
-    process's). An engine and its sequences belong to one thread.
+    process's). ``weights`` gives the parameters for a model folder, the library and the memory to
+    put them in. An engine and its sequences belong to one thread.
 
     Raises LibraryError, WeightsError or ConfigError before anything runs when library, weights,
     configuration or machine do not fit together.
@@ -45,6 +50,7 @@ class Engine:
         device: str = "cpu",
         threads: int | None = None,
         slots: int = 1,
+        weights: Callable[[Path, Library, TensorMemory], tvm_ffi.Array] = load_parameters,
     ) -> None:
         if slots < 1:
             raise SequenceError(f"slots is {slots}, wanted at least 1")
@@ -55,9 +61,13 @@ class Engine:
         self.config: GeckoConfig = self.library.config
         set_threads(self.metadata["target"]["threads"] if threads is None else threads)
         self._memory = TensorMemory(self.library.device)
-        self._parameters = load_parameters(folder, self.library, self._memory)
+        self._parameters = weights(folder, self.library, self._memory)
         self._state = self._new_state(slots)
         self._free = list(range(slots))[::-1]
+        self._steps: Steps | None = None
+        if self.metadata.get("batches"):
+            self._steps = Steps(self.library, self._state, self._parameters)
+        self._observed = False
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -81,29 +91,88 @@ class Engine:
         self._call("reset", sequence.slots, self._state, self._parameters)
         return sequence
 
+    @property
+    def parameters(self) -> dict[str, tvm.runtime.Tensor]:
+        """The weights by the library's names for them, as its functions take them."""
+        names = [row["name"] for row in self.metadata["params"]]
+        return dict(zip(names, self._parameters, strict=True))
+
+    @property
+    def samples_on_device(self) -> bool:
+        """Whether there is ``steps``."""
+        return self._steps is not None
+
     def decode(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> np.ndarray:
         """One token for each of B sequences, each at its own position: logits [B, V] float32."""
-        if len(sequences) != len(tokens) or not sequences:
-            raise SequenceError(
-                f"found {len(sequences)} sequences and {len(tokens)} tokens, wanted as many of "
-                "one as of the other and at least one"
-            )
-        if len({id(sequence) for sequence in sequences}) < len(sequences):
-            raise SequenceError("a sequence is listed twice, wanted each once per step")
-        for sequence in sequences:
-            if sequence.engine is not self:
-                raise SequenceError("a sequence of another engine, wanted one of this engine's")
-            sequence._check_room(1)
-        if len(sequences) == 1:
-            slots = sequences[0].slots
+        checked = self._checked_step(sequences, tokens)
+        if self._steps is not None:
+            slots = [sequence.slot for sequence in sequences]
+            logits = self._steps.logits(slots, checked.tolist(), kernel_by_kernel=self._observed)
         else:
-            slots = self._tensor([sequence.slot for sequence in sequences])
-        logits = self._run("decode", self._tensor(self._checked(tokens)), slots)
-        for sequence in sequences:
-            sequence.position += 1
-        ended = [s for s in sequences if s.position % self.config.chunk_size == 0]
-        self._commit([sequence.slot for sequence in ended if sequence._has_previous_chunk])
+            one = len(sequences) == 1
+            listed = sequences[0].slots if one else self._tensor([s.slot for s in sequences])
+            logits = self._run("decode", self._tensor(checked), listed).numpy()
+        self._move_on(sequences)
         return logits
+
+    def steps(
+        self,
+        sequences: SequenceOf[Sequence],
+        tokens: SequenceOf[int],
+        samplers: SequenceOf[Sampler],
+    ) -> Iterator[list[int]]:
+        """Decode on and on, sampling on the device: the tokens [B] that each step sampled.
+
+        The first step reads ``tokens``, every other one what the step before it sampled. Only the
+        ids leave the device, and the step that reads them is under way when they are given out:
+        a sequence has read every token that came of it, and whoever has enough stops asking.
+        Meanwhile the engine may do anything else but step another batch of the same size.
+
+        ``samplers``: one for each sequence, such as ``Sampler.on_device`` allows. Needs a library
+        for which ``samples_on_device``.
+        """
+        checked = self._checked_step(sequences, tokens)
+        largest = 0 if self._steps is None else self._steps.largest
+        if self._steps is None or len(sequences) > largest:
+            raise SequenceError(
+                f"{len(sequences)} sequences at once: {self.library.path} samples for at most "
+                f"{largest} of them on the device; sample from the logits that decode gives"
+            )
+        if len(samplers) != len(sequences) or not all(sampler.on_device for sampler in samplers):
+            raise SequenceError(
+                "wanted a sampler for each sequence, without top-k and repetition penalty"
+            )
+        batch = self._steps.batch(len(sequences))
+        batch.load([sequence.slot for sequence in sequences], checked.tolist())
+        loads, ahead = batch.loads, False
+        while True:
+            for sequence in sequences:
+                sequence._check_room(1)
+            if batch.loads != loads:
+                raise SequenceError(
+                    "the steps were ended by others of the same batch size: begin them anew"
+                )
+            batch.launch([sampler.draw() for sampler in samplers])
+            self._move_on(sequences)
+            sampled = batch.receive() if ahead else None
+            batch.send()
+            ahead = True
+            if sampled is not None:
+                yield sampled
+
+    @contextlib.contextmanager
+    def observe(self, instrument) -> Iterator[None]:
+        """Call ``instrument(function, name, before, result, *arguments)`` around every kernel.
+
+        Meanwhile kernels are launched one by one, never as a graph.
+        """
+        self.library.set_instrument(instrument)
+        self._observed = True
+        try:
+            yield
+        finally:
+            self._observed = False
+            self.library.set_instrument(None)
 
     def load_sequence(self, path: str | Path) -> Sequence:
         """A sequence that ``Sequence.save`` wrote with a library of the same model and dtype."""
@@ -148,13 +217,36 @@ class Engine:
     def _call(self, function: str, *arguments):
         return self.library[function](*arguments)
 
-    def _run(self, function: str, tokens, slots) -> np.ndarray:
+    def _run(self, function: str, tokens, slots) -> tvm.runtime.Tensor:
         logits, _ = self._call(function, tokens, slots, self._state, self._parameters)
-        return logits.numpy()
+        return logits
 
-    def _commit(self, slots: list[int]) -> None:
-        if slots:
-            self._call("commit", self._tensor(slots), self._state)
+    def _checked_step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> np.ndarray:
+        """The tokens [B], after a look at what a step is asked to do."""
+        if len(sequences) != len(tokens) or not sequences:
+            raise SequenceError(
+                f"found {len(sequences)} sequences and {len(tokens)} tokens, wanted as many of "
+                "one as of the other and at least one"
+            )
+        if len({id(sequence) for sequence in sequences}) < len(sequences):
+            raise SequenceError("a sequence is listed twice, wanted each once per step")
+        for sequence in sequences:
+            if sequence.engine is not self:
+                raise SequenceError("a sequence of another engine, wanted one of this engine's")
+            sequence._check_room(1)
+        return self._checked(tokens)
+
+    def _move_on(self, sequences: SequenceOf[Sequence]) -> None:
+        """Count the token that each sequence has read; at a chunk's end its memory is updated."""
+        for sequence in sequences:
+            sequence.position += 1
+        ended = [s for s in sequences if s.position % self.config.chunk_size == 0]
+        committing = [sequence.slot for sequence in ended if sequence._has_previous_chunk]
+        if committing:
+            self._commit(self._tensor(committing))
+
+    def _commit(self, slots: tvm.runtime.Tensor) -> None:
+        self._call("commit", slots, self._state)
 
     def _get(self, sequence: Sequence):
         return self._call("get_slot", sequence.slots, self._state)
@@ -175,11 +267,13 @@ class Sequence:
 
     def prefill(self, tokens: SequenceOf[int] | np.ndarray) -> np.ndarray:
         """Read tokens, one or more; float32 logits [V] after the last of them."""
-        return self._read("prefill", tokens)[-1][0]
+        for logits in self._read("prefill", tokens):
+            last = logits
+        return last.numpy()[0]
 
     def score(self, tokens: SequenceOf[int] | np.ndarray) -> np.ndarray:
         """Read tokens, one or more; float32 logits [n, V] after each of them."""
-        return np.concatenate(self._read("score", tokens))
+        return np.concatenate([logits.numpy() for logits in self._read("score", tokens)])
 
     def fork(self) -> Sequence:
         """Another sequence that has read the same tokens."""
@@ -220,22 +314,22 @@ class Sequence:
         if self.position + count > _MAX_POSITION:
             raise SequenceError(f"a sequence holds at most {_MAX_POSITION} tokens")
 
-    def _read(self, function: str, tokens) -> list[np.ndarray]:
+    def _read(self, function: str, tokens) -> Iterator[tvm.runtime.Tensor]:
         """Logits of every piece; a piece ends at the end of a chunk, where memory is updated."""
         engine, chunk = self.engine, self.engine.config.chunk_size
         array = engine._checked(tokens)
         self._check_room(len(array))
-        logits = []
-        start = 0
-        while start < len(array):
-            count = min(len(array) - start, chunk - self.position % chunk)
-            piece = engine._tensor(array[start : start + count])
-            logits.append(engine._run(function, piece, self.slots))
-            start += count
-            self.position += count
+        first = chunk - self.position % chunk
+        # All of them on the device beforehand: an upload waits for what runs there.
+        pieces = [
+            engine._tensor(piece) for piece in np.split(array, range(first, len(array), chunk))
+        ]
+        for piece in pieces:
+            logits = engine._run(function, piece, self.slots)
+            self.position += piece.shape[0]
             if self.position % chunk == 0 and self._has_previous_chunk:
-                engine._commit([self.slot])
-        return logits
+                engine._commit(self.slots)
+            yield logits
 
 
 def read_chat_config(folder: Path) -> dict[str, Any]:

@@ -34,6 +34,17 @@ class SequenceLike(Protocol):
 class EngineLike(Protocol):
     """The part of an engine used here."""
 
+    @property
+    def samples_on_device(self) -> bool:
+        """Whether there is ``steps``."""
+        ...
+
+    def steps(
+        self, sequences: list[Any], tokens: list[int], samplers: list[Sampler]
+    ) -> Iterator[list[int]]:
+        """Read ``tokens``, then the tokens sampled, on and on: those of each step."""
+        ...
+
     def decode(self, sequences: list[Any], tokens: list[int]) -> np.ndarray:
         """Read one token in each of B sequences; logits [B, V]."""
         ...
@@ -117,14 +128,13 @@ class Generation:
         self._cancelled = True
 
     def _run(self) -> Iterator[str]:
-        logits = self._prefill()
-        while True:
-            piece = self._choose(logits)
+        tokens = self._tokens(self._prefill())
+        while self.finish_reason is None:
+            start = time.perf_counter()
+            piece = self._accept(next(tokens))
+            self.statistics.decode_seconds += time.perf_counter() - start
             if piece:
                 yield piece
-            if self.finish_reason is not None:
-                return
-            logits = self._read_pending()
 
     def _prefill(self) -> np.ndarray:
         start = time.perf_counter()
@@ -133,12 +143,23 @@ class Generation:
         self.statistics.prefill_seconds = time.perf_counter() - start
         return logits
 
-    def _choose(self, logits: np.ndarray) -> str:
-        """Choose a token; the text that can be given out now, all of it after the last token."""
-        start = time.perf_counter()
-        token = self._sampler.sample(logits)
+    def _tokens(self, logits: np.ndarray) -> Iterator[int]:
+        """Tokens chosen one after the other, the first from ``logits``."""
+        engine, sequences, sampler = self._engine, [self._sequence], self._sampler
+        while True:
+            token = sampler.sample(logits)
+            self.pending = [token]
+            yield token
+            self.pending = []
+            if engine.samples_on_device and sampler.on_device:
+                break
+            logits = engine.decode(sequences, [token])[0]
+        for sampled in engine.steps(sequences, [token], [sampler]):
+            yield sampled[0]
+
+    def _accept(self, token: int) -> str:
+        """Add a token; the text that can be given out now, all of it after the last token."""
         self.token_ids.append(token)
-        self.pending = [token]
         self.statistics.generated_tokens += 1
         piece = ""
         if token in self._stop_token_ids:
@@ -153,12 +174,4 @@ class Generation:
                 self.finish_reason = "length"
         if self.finish_reason is not None and not self._stops.stopped:
             piece += self._stops.push(self._text.finish()) + self._stops.finish()
-        self.statistics.decode_seconds += time.perf_counter() - start
         return piece
-
-    def _read_pending(self) -> np.ndarray:
-        start = time.perf_counter()
-        logits = self._engine.decode([self._sequence], self.pending)[0]
-        self.pending = []
-        self.statistics.decode_seconds += time.perf_counter() - start
-        return logits

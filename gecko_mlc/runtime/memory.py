@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import ml_dtypes
 import numpy as np
 import tvm
+import tvm_ffi
 
 _HUGE_PAGE = 2 << 20
 _BLOCK = 64 << 20
@@ -52,12 +54,44 @@ class TensorMemory:
         tensor.copyto(copy)
         return copy
 
+    def upload(self, array: np.ndarray) -> tvm.runtime.Tensor:
+        """A tensor with the contents of ``array``, which is read once, straight from its place."""
+        if array.dtype != _BFLOAT16:
+            return self.empty(array.shape, str(array.dtype)).copyfrom(array)
+        tensor = self.empty(array.shape, "bfloat16")
+        # Through its bits: TVM would convert a bfloat16 array by way of two copies.
+        tensor._create_view(array.shape, "uint16").copyfrom(array.view(np.uint16))
+        return tensor
+
     def _take(self, nbytes: int) -> np.ndarray:
         reserved = -(-nbytes // _ALIGNMENT) * _ALIGNMENT
         if len(self._block) < reserved:
             self._block = _aligned(max(reserved, _BLOCK), _HUGE_PAGE)
         taken, self._block = self._block[:nbytes], self._block[reserved:]
         return taken
+
+
+class Staging:
+    """Page-locked host memory, for copies to and from a device that do not wait.
+
+    ``host`` is a NumPy view of it. What a copy in flight reads or writes is not to be touched:
+    the caller knows when the copy is over.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: str, device) -> None:
+        locked = tvm.runtime.device(tvm_ffi.DLDeviceType.kDLCUDAHost, device.index)
+        self._tensor = tvm.runtime.empty(shape, dtype, locked)
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        memory = (ctypes.c_uint8 * nbytes).from_address(self._tensor.data_ptr())
+        self.host = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)
+
+    def send(self, target: tvm.runtime.Tensor) -> None:
+        """Start copying ``host`` to ``target``."""
+        self._tensor.copyto(target)
+
+    def receive(self, source: tvm.runtime.Tensor) -> None:
+        """Start copying ``source`` to ``host``."""
+        source.copyto(self._tensor)
 
 
 def _aligned(nbytes: int, alignment: int) -> np.ndarray:

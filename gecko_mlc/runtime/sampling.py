@@ -66,6 +66,18 @@ class Sampler:
             self._seen = np.pad(self._seen, (0, int(ids.max()) + 1 - self._seen.size))
         self._seen[ids] = True
 
+    @property
+    def on_device(self) -> bool:
+        """Whether a device can choose in its stead: from temperature, top_p and ``draw`` alone."""
+        return self.params.top_k == 0 and self.params.repetition_penalty == 1.0
+
+    def draw(self) -> tuple[float, float, float]:
+        """Temperature, top_p and a random number in [0, 1): what a device chooses a token by."""
+        params = self.params
+        greedy = params.temperature == 0.0
+        point = 0.0 if greedy else float(self._generator.random(dtype=np.float32))
+        return params.temperature, params.top_p, point
+
     def sample(self, logits: np.ndarray) -> int:
         """The next token from its logits [V]. Ties go to the lowest index.
 

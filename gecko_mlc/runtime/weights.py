@@ -31,8 +31,12 @@ def load_parameters(folder: Path, library: Library, memory: TensorMemory) -> tvm
     _check(records, library, folder)
     parameters = []
     for row in library.metadata["params"]:
-        tensor = tvm.runtime.tensor(_read(records[row["source"]]), library.device)
-        parameters.append(memory.keep(library[row["pack"]](tensor) if row["pack"] else tensor))
+        array = _read(records[row["source"]])
+        if row["pack"]:
+            packed = library[row["pack"]](tvm.runtime.tensor(array, library.device))
+            parameters.append(memory.keep(packed))
+        else:
+            parameters.append(memory.upload(array))
     return tvm_ffi.convert(parameters)
 
 

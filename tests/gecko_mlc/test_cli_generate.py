@@ -59,6 +59,7 @@ class Sequence:
 class Engine:
     """Records how it was made; Ctrl-C comes while it decodes the token ``interrupt_at``."""
 
+    samples_on_device = False
     made: list[Engine] = []
     interrupt_at: int | None = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -43,23 +43,66 @@ class Recital:
 
 
 class TableEngine:
+    samples_on_device = False
+
     def decode(self, sequences: list[Recital], tokens: list[int]) -> np.ndarray:
         for sequence, token in zip(sequences, tokens, strict=True):
             sequence.read.append(token)
         return np.stack([sequence.logits() for sequence in sequences])
 
 
-def generation(sequence: Recital, prompt: str = "Say: ", **options: object) -> Generation:
+class SteppingEngine(TableEngine):
+    """Samples by itself, one step ahead of the tokens it gives."""
+
+    samples_on_device = True
+
+    def steps(
+        self, sequences: list[Recital], tokens: list[int], samplers: list[Sampler]
+    ) -> Iterator[list[int]]:
+        assert not any(sampler.draw()[0] for sampler in samplers), "greedy ones only"
+        sampled = self.decode(sequences, tokens).argmax(-1).tolist()
+        while True:
+            following = self.decode(sequences, sampled).argmax(-1).tolist()
+            yield sampled
+            sampled = following
+
+
+def generation(
+    sequence: Recital,
+    prompt: str = "Say: ",
+    engine: TableEngine | None = None,
+    **options: object,
+) -> Generation:
     tokenizer = ByteTokenizer()
     options.setdefault("stop_token_ids", [300])
     return Generation(
-        TableEngine(),
+        engine or TableEngine(),
         sequence,
         tokenizer,
         tokenizer.encode(prompt),
         Sampler(GREEDY),
         **options,  # type: ignore[arg-type]
     )
+
+
+def test_tokens_sampled_on_the_device() -> None:
+    sequence = Recital("naïve 🦎")
+    run = generation(sequence, engine=SteppingEngine())
+    assert "".join(run) == "naïve 🦎"
+    assert run.finish_reason == "stop" and run.token_ids == [*"naïve 🦎".encode(), 300]
+    # The stop token was read as well: nothing is left to be put before the next prompt.
+    assert bytes(sequence.read[:-1]) == "Say: naïve 🦎".encode() and sequence.read[-1] == 300
+    assert run.pending == []
+
+    sequence = Recital("ab")
+    run = generation(sequence, engine=SteppingEngine(), max_tokens=1)
+    assert "".join(run) == "a" and run.finish_reason == "length"
+    assert run.pending == list(b"a") and sequence.read == list(b"Say: ")
+
+    # A repetition penalty is the host's business.
+    run = generation(Recital("abc"), engine=SteppingEngine(), max_tokens=3)
+    run._sampler = Sampler(SamplingParams(temperature=0.0, repetition_penalty=1.0001))
+    assert "".join(run) == "abc" and run.pending == list(b"c")
 
 
 def test_a_text_until_the_stop_token() -> None:
