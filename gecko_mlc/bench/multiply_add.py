@@ -7,7 +7,7 @@ import tvm
 from tvm.script import tirx as T
 
 from gecko_mlc.bench.timing import Action, Effort, alternate
-from gecko_mlc.compile.targets import resolve
+from gecko_mlc.compile.targets import cpu_target
 from tir_kernels import inline_lookup as inline_lookup
 
 _STEPS = 20000
@@ -44,7 +44,7 @@ def multiply_add_rate(threads: int, effort: Effort) -> float:
 
     Needs TVM's compiler: ImportError without it. The thread pool is used as it is set.
     """
-    target = resolve("cpu")
+    target = cpu_target()
     lanes = target.unit.lanes
     kernel = _chains(lanes, threads).with_attr("global_symbol", "main")
     library = tvm.compile(tvm.IRModule({"main": kernel}), target=target.tvm_target)

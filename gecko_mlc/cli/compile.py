@@ -11,13 +11,14 @@ HELP = "compile a library for a target"
 
 EPILOG = """\
 The library holds the model's graph and kernels, not its weights: one library serves every
-checkpoint of the same configuration and quantization. Linking takes g++ or clang++; running takes
-neither, nor TVM's compiler.
+checkpoint of the same configuration and quantization. Linking takes g++ or clang++, a cuda target
+NVIDIA's nvcc too (no GPU and no driver); running takes none of them, nor TVM's compiler.
 
 examples:
   gecko-mlc compile models/demo -o models/demo/cpu.so
   gecko-mlc compile models/demo --target cpu-x86-64-v3 --threads 4 -o portable.so
   gecko-mlc compile models/demo --target cpu --mcpu znver4 --dump-ir ir/ -o zen4.so
+  gecko-mlc compile models/7b --target cuda-sm90a -o models/7b/h200.so
 """
 
 
@@ -29,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threads", type=int, metavar="N", help="threads it runs with (default: one per core)"
     )
     parser.add_argument(
-        "--dump-ir", type=Path, metavar="DIR", help="write the module after every pass there"
+        "--dump-ir",
+        type=Path,
+        metavar="DIR",
+        help="write the module after every pass there, and a GPU's source and ptxas report",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, help="library to write (.so)")
 
@@ -48,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     seconds = time.perf_counter() - start
     size = args.output.stat().st_size
     print(
-        f"{args.output}: {chat_config['quantization']} for {target.options['mcpu']}, "
+        f"{args.output}: {chat_config['quantization']} for {target.summary}, "
         f"{size / 1024:,.0f} KiB, compiled in {seconds:.1f} s",
         file=sys.stderr,
     )

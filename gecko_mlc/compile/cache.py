@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gecko_mlc.compile import CompileError
+from gecko_mlc.compile.presets import presets
 from gecko_mlc.config import GeckoConfig
+from gecko_mlc.runtime import cuda
 from gecko_mlc.runtime.engine import read_chat_config
 
 
@@ -20,8 +22,9 @@ def cached_library(
 ) -> Path:
     """The library of a model folder for this machine, compiled unless it is there already.
 
-    ``on_progress`` gets a line before and after a compilation. Raises CompileError where the
-    compiler is not installed.
+    ``target`` is a target's name or a device's: cuda, cuda:1, ... is that GPU's own target where
+    there is one. ``on_progress`` gets a line before and after a compilation. Raises CompileError
+    where the compiler is not installed.
     """
     try:
         from gecko_mlc.compile.library import compile_library, versions
@@ -33,19 +36,18 @@ def cached_library(
         ) from error
     chat_config = read_chat_config(model)
     config = GeckoConfig.from_dict(chat_config["model_config"])
-    resolved = resolve(target)
+    resolved = resolve(_target_name(target))
     key = {
         "config": config.to_dict(),
         "quantization": chat_config["quantization"],
-        "target": resolved.options,
-        "features": resolved.features,
-        "cores": resolved.cores,
+        "target": resolved.describe(),
+        "cores": os.cpu_count(),
         "versions": versions(),
         "sources": _sources_digest(),
     }
     library = cache_folder() / f"{resolved.name}-{_digest(key)}.so"
     if not library.is_file():
-        on_progress(f"compiling for {resolved.options['mcpu']} (once; kept in {library.parent})")
+        on_progress(f"compiling for {resolved.summary} (once; kept in {library.parent})")
         start = time.perf_counter()
         compile_library(config, chat_config["quantization"], resolved, library)
         on_progress(f"compiled in {time.perf_counter() - start:.0f} s")
@@ -56,6 +58,16 @@ def cache_folder() -> Path:
     """Where libraries are kept: ``gecko-mlc`` in the user's cache folder (XDG_CACHE_HOME)."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "gecko-mlc"
+
+
+def _target_name(target: str) -> str:
+    kind, _, index = target.partition(":")
+    if kind != "cuda":
+        return target
+    cuda.load_runtime()
+    major, minor = cuda.capability(int(index or 0))
+    own = f"cuda-sm{major}{minor}a"
+    return own if own in presets() else "cuda"
 
 
 def _digest(value: Any) -> str:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tvm
 import tvm_ffi
@@ -18,14 +15,16 @@ from tvm.relax.frontend import nn
 
 import gecko_mlc
 from gecko_mlc.checkpoint.mapping import QUANTIZATIONS
-from gecko_mlc.compile import CompileError
-from gecko_mlc.compile.pipeline import pipeline
-from gecko_mlc.compile.targets import CompileTarget
+from gecko_mlc.compile.build import build, check_tools, export
+from gecko_mlc.compile.targets import CompileTarget, CudaTarget
 from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
 from relax_model.gecko import Gecko
 from relax_model.kernel_call import call, fresh
 from relax_model.state import state_tensors
 from tir_kernels.cpu import CpuKernels
+
+if TYPE_CHECKING:
+    from tir_kernels.gpu.kernels import GpuKernels
 
 _ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}
 
@@ -58,38 +57,41 @@ def compile_library(
 ) -> None:
     """Compile the model for ``target`` into the shared object ``output`` (written at once).
 
-    ``dump`` is a folder for the module after every pass. Raises CompileError without a linker.
+    ``dump`` is a folder for the module after every pass and, for a GPU, its source and the
+    assembler's report. Raises CompileError without a linker or, for a GPU, its compiler.
     """
-    if shutil.which("g++") is None and shutil.which("clang++") is None:
-        raise CompileError(
-            "found neither g++ nor clang++, wanted one to link the library: install a C++ compiler "
-            "(Debian: g++); running a finished library needs none"
-        )
-    kernels = CpuKernels(config, QUANTIZATIONS[quantization], target.unit, target.cores)
-    model = Gecko(config, kernels)
+    check_tools(target)
+    model = _model(config, QUANTIZATIONS[quantization], target)
     module, parameters = model.export_tvm(spec=model.module_spec())
-    packing, _ = _Packing(kernels).export_tvm(
-        spec={
-            name: {
-                "weight": nn.spec.Tensor(["n", "k"], kernels.dtype),
-                "$": {"param_mode": "none", "effect_mode": "none"},
-            }
-            for name in ("pack", "pack_gated")
-        }
+    metadata = library_metadata(config, quantization, target, model.kernels, parameters)
+    if any(row["pack"] for row in metadata["params"]):
+        module.update(_packing(model.kernels))
+    export(build(_with_metadata(module, metadata), target, dump), output)
+
+
+def _model(config: GeckoConfig, dtype: str, target: CompileTarget) -> Gecko:
+    if isinstance(target, CudaTarget):
+        from relax_model.gpu import GpuGecko
+        from tir_kernels.gpu.kernels import GpuKernels
+
+        return GpuGecko(config, GpuKernels(config, dtype, target.arch))
+    return Gecko(config, CpuKernels(config, dtype, target.unit, target.cores))
+
+
+def _packing(kernels: CpuKernels) -> tvm.IRModule:
+    weight = nn.spec.Tensor(["n", "k"], kernels.dtype)
+    bare = {"param_mode": "none", "effect_mode": "none"}
+    module, _ = _Packing(kernels).export_tvm(
+        spec={name: {"weight": weight, "$": bare} for name in ("pack", "pack_gated")}
     )
-    metadata = library_metadata(config, quantization, target, kernels, parameters)
-    module.update(packing)
-    module = _with_metadata(module, metadata)
-    with target.tvm_target:
-        executable = relax.build(module, target.tvm_target, relax_pipeline=pipeline(dump))
-    _export(executable, output)
+    return module
 
 
 def library_metadata(
     config: GeckoConfig,
     quantization: str,
     target: CompileTarget,
-    kernels: CpuKernels,
+    kernels: CpuKernels | GpuKernels,
     parameters: list,
 ) -> dict[str, Any]:
     """What a library says about itself, as its ``_metadata`` function returns it in JSON.
@@ -105,13 +107,7 @@ def library_metadata(
         "format_version": FORMAT_VERSION,
         "model_config": config.to_dict(),
         "quantization": quantization,
-        "target": {
-            "name": target.name,
-            "architecture": target.architecture,
-            "features": list(target.features),
-            "threads": target.threads,
-            "options": target.options,
-        },
+        "target": target.describe(),
         "versions": versions(),
         "params": table,
         "state": [
@@ -145,8 +141,10 @@ def _parameter(config: GeckoConfig, name: str, parameter) -> dict[str, Any]:
         "pack": None,
     }
     if "matrix" in parameter.attrs:
-        row["shape"], gated = parameter.attrs["matrix"]
-        row["pack"] = "pack_gated" if gated else "pack"
+        matrix, gated = parameter.attrs["matrix"]
+        if row["shape"] != matrix:
+            row["shape"] = matrix
+            row["pack"] = "pack_gated" if gated else "pack"
     return row
 
 
@@ -155,14 +153,3 @@ def _with_metadata(module: tvm.IRModule, metadata: dict[str, Any]) -> tvm.IRModu
     with builder.function("_metadata", params=[]):
         builder.emit_func_output(StringImm(json.dumps(metadata)))
     return builder.get()
-
-
-def _export(executable, output: Path) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
-        finished = Path(folder) / f"library{output.suffix}"
-        try:
-            executable.export_library(str(finished))
-        except RuntimeError as error:
-            raise CompileError(f"could not link {output}: {error}") from error
-        os.replace(finished, output)

@@ -1,4 +1,4 @@
-"""What a target's name means: the TVM target, its vector unit, and what it asks of a machine."""
+"""What a target's name means: the TVM target, and what it asks of the machine that runs it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class TargetError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class CompileTarget:
-    """A named target, resolved.
+class CpuTarget:
+    """A named CPU target, resolved.
 
     ``features`` are the instruction set extensions in LLVM's names that the library needs;
     ``threads`` is how many CPU threads it uses unless told otherwise (None: one per core).
@@ -40,6 +40,9 @@ class CompileTarget:
     unit: VectorUnit
     features: tuple[str, ...]
     threads: int | None = None
+
+    # How TVM lowers kernels for it.
+    tir_pipeline = "default"
 
     @property
     def cores(self) -> int:
@@ -53,18 +56,79 @@ class CompileTarget:
     @property
     def architecture(self) -> str:
         """The processor family: x86_64, aarch64, ..."""
-        triple = self.options.get("mtriple") or codegen.llvm_get_system_triple()
-        return triple.split("-")[0]
+        return _architecture(self.options.get("mtriple"))
+
+    @property
+    def summary(self) -> str:
+        return self.options["mcpu"]
+
+    def describe(self) -> dict[str, Any]:
+        """What a library says of its target."""
+        return {
+            "name": self.name,
+            "architecture": self.architecture,
+            "features": list(self.features),
+            "threads": self.threads,
+            "options": self.options,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class CudaTarget:
+    """A named CUDA target. Kernels are written for the GPU architecture ``arch`` (sm_80, ...).
+
+    The library holds machine code for each of ``machine_code`` and, where ``ptx`` names an
+    architecture (compute_90), what a driver compiles for any GPU from that one on.
+    """
+
+    name: str
+    arch: str
+    machine_code: tuple[str, ...]
+    ptx: str | None = None
+
+    tir_pipeline = "tirx"
+
+    @property
+    def tvm_target(self) -> tvm.target.Target:
+        return tvm.target.Target({"kind": "cuda", "arch": self.arch}, host="llvm")
+
+    @property
+    def summary(self) -> str:
+        ptx = [f"PTX {self.ptx}"] if self.ptx else []
+        return ", ".join([*self.machine_code, *ptx])
+
+    def describe(self) -> dict[str, Any]:
+        """What a library says of its target; ``architecture`` is that of the host's processor."""
+        return {
+            "name": self.name,
+            "architecture": _architecture(),
+            "threads": None,
+            "options": {"kind": "cuda", "arch": self.arch},
+            "machine_code": list(self.machine_code),
+            "ptx": self.ptx,
+        }
+
+
+CompileTarget = CpuTarget | CudaTarget
 
 
 def resolve(name: str, mcpu: str | None = None, threads: int | None = None) -> CompileTarget:
-    """The target a preset's name means; ``mcpu`` overrides its processor."""
+    """The target a preset's name means; ``mcpu`` and ``threads`` are for CPU targets."""
+    preset = _preset(name)
+    if preset["kind"] == "llvm":
+        return cpu_target(name, mcpu, threads)
+    if mcpu is not None or threads is not None:
+        raise TargetError(f"target {name!r} is a GPU: processor and threads are for CPU targets")
+    return CudaTarget(
+        name, preset["arch"], tuple(preset.get("machine_code", [preset["arch"]])), preset.get("ptx")
+    )
+
+
+def cpu_target(name: str = "cpu", mcpu: str | None = None, threads: int | None = None) -> CpuTarget:
+    """The CPU target a preset's name means; ``mcpu`` overrides its processor."""
     if threads is not None and threads < 1:
         raise TargetError(f"threads is {threads}, wanted at least 1")
-    known = presets()
-    if name not in known:
-        raise TargetError(f"no target {name!r}; there are {', '.join(known)}")
-    options = {key: value for key, value in known[name].items() if key != "description"}
+    options = {key: value for key, value in _preset(name).items() if key != "description"}
     if mcpu is not None:
         options["mcpu"] = mcpu
     elif "mcpu" not in options:
@@ -78,7 +142,7 @@ def resolve(name: str, mcpu: str | None = None, threads: int | None = None) -> C
         )
     features = set(codegen.llvm_get_cpu_features(tvm.target.Target(options))) & _EXTENSIONS
     unit = vector_unit(features)
-    return CompileTarget(name, options, unit, tuple(sorted(features)), threads)
+    return CpuTarget(name, options, unit, tuple(sorted(features)), threads)
 
 
 def vector_unit(features: set[str]) -> VectorUnit:
@@ -88,3 +152,14 @@ def vector_unit(features: set[str]) -> VectorUnit:
     if {"avx2", "fma"} <= features:
         return AVX2
     return NEON if "neon" in features else PORTABLE
+
+
+def _preset(name: str) -> dict[str, Any]:
+    known = presets()
+    if name not in known:
+        raise TargetError(f"no target {name!r}; there are {', '.join(known)}")
+    return known[name]
+
+
+def _architecture(triple: str | None = None) -> str:
+    return (triple or codegen.llvm_get_system_triple()).split("-")[0]

@@ -11,8 +11,10 @@ import tvm
 from tvm.runtime import vm
 
 from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
-from gecko_mlc.runtime import machine
+from gecko_mlc.runtime import cuda, machine
 
+# The device that code of a TVM target kind runs on.
+_DEVICES = {"llvm": "cpu", "cuda": "cuda"}
 # A mode of TVM's thread pool.
 _ONE_CORE_PER_THREAD = -2
 
@@ -25,7 +27,8 @@ class Library:
     """The functions of a compiled library on one device.
 
     ``metadata`` is what it says of itself (see ``gecko_mlc.compile.library``). Raises LibraryError
-    for a file that is no Gecko library, one of another format, or one for another machine.
+    for a device that is not there, a file that is no Gecko library, one of another format, or one
+    for another machine.
     """
 
     def __init__(self, path: str | Path, device: str = "cpu") -> None:
@@ -41,6 +44,10 @@ class Library:
             self._vm = vm.VirtualMachine(module, self.device)
             self.metadata: dict[str, Any] = json.loads(str(self._vm["_metadata"]()))
         except (RuntimeError, AttributeError, ValueError, OSError) as error:
+            if "load_from_bytes.cuda" in str(error):
+                raise LibraryError(
+                    f"{self.path} is compiled for a GPU: wanted device cuda"
+                ) from error
             raise LibraryError(f"{self.path} is no library of gecko-mlc: {error}") from error
         self._check_format()
         self._check_machine(device)
@@ -85,7 +92,8 @@ class Library:
 
     def _check_machine(self, device: str) -> None:
         target = self.metadata["target"]
-        if target["options"]["kind"] != "llvm" or not device.startswith("cpu"):
+        kind, index = _kind_and_index(device)
+        if _DEVICES.get(target["options"]["kind"]) != kind:
             raise LibraryError(
                 f"{self.path} is compiled for {target['name']}, it cannot run on device {device}"
             )
@@ -94,6 +102,20 @@ class Library:
             raise LibraryError(
                 f"{self.path} is for {target['architecture']} processors, this one is {here}"
             )
+        if kind == "cuda":
+            self._check_gpu(target, cuda.capability(index))
+        else:
+            self._check_processor(target)
+
+    def _check_gpu(self, target: dict[str, Any], gpu: tuple[int, int]) -> None:
+        if not cuda.can_run(target["machine_code"], target["ptx"], gpu):
+            raise LibraryError(
+                f"{self.path} (target {target['name']}) has machine code for "
+                f"{', '.join(target['machine_code'])}, this GPU has compute capability "
+                f"{gpu[0]}.{gpu[1]}: compile with --target cuda for any GPU"
+            )
+
+    def _check_processor(self, target: dict[str, Any]) -> None:
         extensions = machine.extensions()
         missing = [] if extensions is None else sorted(set(target["features"]) - extensions)
         if missing:
@@ -122,7 +144,10 @@ def set_threads(threads: int | None) -> None:
 
 def _device(name: str):
     try:
-        device = tvm.runtime.device(*_kind_and_index(name))
+        kind, index = _kind_and_index(name)
+        if kind == "cuda":
+            cuda.load_runtime()
+        device = tvm.runtime.device(kind, index)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise LibraryError(f"no device {name!r}: {error}") from error
     if not device.exist:
