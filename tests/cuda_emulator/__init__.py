@@ -1,0 +1,111 @@
+"""A CUDA device on the CPU, for tests of the generated kernels on machines without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import functools
+import hashlib
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import tvm
+import tvm_ffi
+
+from cuda_emulator.translate import translate
+
+ORDERS = ("forward", "reverse", "shuffled")
+
+_NATIVE = Path(__file__).parent / "native"
+_COMPILER = ["g++", "-std=c++17", "-fPIC", "-pthread"]
+_DRIVER = ["driver.cpp", "scheduler.cpp", "memory.cpp"]
+# Kernels see their memory as whatever type suits them, and their integers wrap around. An index
+# into an array of known size is checked.
+_KERNEL_OPTIONS = [
+    "-O1",
+    "-w",
+    "-fno-strict-aliasing",
+    "-fvisibility=hidden",
+    "-fwrapv",
+    "-fsanitize=bounds",
+    "-fsanitize-undefined-trap-on-error",
+]
+
+
+def install() -> None:
+    """Makes ``tvm.runtime.device("cuda", 0)`` the emulated device for the rest of the process."""
+    _driver()
+
+
+def set_order(order: str) -> None:
+    """Which of the threads (and blocks) that can run goes first: one of ORDERS."""
+    _driver().emulator_set_order(ORDERS.index(order))
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    folder = _build()
+    driver = ctypes.CDLL(str(folder / "libcuda.so.1"), ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(folder / "libcudart.so.13"), ctypes.RTLD_GLOBAL)
+    libraries = Path(tvm.__file__).parent / "lib"
+    ctypes.CDLL(str(libraries / "libtvm_runtime_cuda.so"), ctypes.RTLD_GLOBAL)
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", _compile_kernels, override=True)
+    return driver
+
+
+def _run(command: list[str], folder: Path, source: str | None = None) -> None:
+    result = subprocess.run(
+        [*_COMPILER, *command], cwd=folder, input=source, capture_output=True, text=True
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+
+
+@functools.cache
+def _build() -> Path:
+    """The folder of the two libraries and the kernels' header, made once per machine and version."""
+    version = hashlib.sha256(" ".join([*_COMPILER, *_KERNEL_OPTIONS]).encode())
+    for file in sorted(_NATIVE.iterdir()):
+        version.update(file.read_bytes())
+    name = f"gecko-mlc-cuda-emulator-{os.getuid()}-{version.hexdigest()[:16]}"
+    folder = Path(tempfile.gettempdir()) / name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "done"
+        if not done.exists():
+            _build_libraries(folder)
+            _run([*_KERNEL_OPTIONS, str(_NATIVE / "cuda_emulator.h"), "-o", "cuda_emulator.h.gch"], folder)
+            done.touch()
+    return folder
+
+
+def _build_libraries(folder: Path) -> None:
+    options = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared"]
+    driver = [str(_NATIVE / file) for file in _DRIVER]
+    _run(
+        [*options, "-Wl,-soname,libcuda.so.1", *driver, "-ldl", "-o", "libcuda.so.1"],
+        folder,
+    )
+    script = f"-Wl,--version-script,{_NATIVE / 'runtime.version'}"
+    runtime = [str(_NATIVE / "runtime.cpp"), "libcuda.so.1"]
+    _run(
+        [*options, "-Wl,-soname,libcudart.so.13", script, *runtime, "-o", "libcudart.so.13"],
+        folder,
+    )
+
+
+def _compile_kernels(source: str) -> bytes:
+    """The image that the emulated driver loads: a tag, the size of a shared object, the object."""
+    folder = _build()
+    with tempfile.TemporaryDirectory() as scratch:
+        library = Path(scratch) / "kernels.so"
+        _run(
+            [*_KERNEL_OPTIONS, "-shared", f"-I{folder}", "-x", "c++", "-", "-o", str(library)],
+            folder,
+            translate(source),
+        )
+        code = library.read_bytes()
+    return b"GECKOEMU" + len(code).to_bytes(8, "little") + code

@@ -1,0 +1,415 @@
+#include "scheduler.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "context_switch.h"
+#include "memory.h"
+
+namespace emulator {
+
+thread_local Thread* current = nullptr;
+
+namespace {
+
+constexpr size_t kStackSize = 64 << 10;
+constexpr size_t kArenaSize = (kMaxShared + kPage - 1) / kPage * kPage;
+constexpr unsigned kBarriers = 16;
+constexpr unsigned kMaxWarps = kMaxThreads / kWarpSize;
+
+// A named barrier of a block: `waiting` has a bit for each lane of each warp.
+struct Barrier {
+  unsigned arrived, wanted;
+  int sum, result;
+  uint32_t waiting[kMaxWarps];
+};
+
+struct BlockState : Block {
+  unsigned live;  // threads that have not ended
+  unsigned warps;
+  Warp* first_warp;
+  Barrier barriers[kBarriers];
+};
+
+}  // namespace
+
+struct Warp {
+  uint32_t live;   // lanes that have not ended
+  uint32_t ready;  // lanes that can run
+  uint32_t met;    // lanes that wait in a warp-wide operation
+  uint32_t masks[kWarpSize];
+  Operation operations[kWarpSize];
+  void* operands[kWarpSize];
+  Thread* lanes;
+  BlockState* block;
+  unsigned number;  // in its block
+};
+
+namespace {
+
+// The lane of a warp that goes on after lane `after`, and the same for all lanes from the start.
+struct Picker {
+  Order order;
+  uint32_t state = 2463534242;
+
+  uint32_t random() {
+    state ^= state << 13;
+    state ^= state >> 17;
+    state ^= state << 5;
+    return state;
+  }
+
+  unsigned lane(uint32_t ready, unsigned after) {
+    if (order == Order::kForward) {
+      const uint32_t above = ready & ~((uint64_t{2} << after) - 1);
+      return __builtin_ctz(above != 0 ? above : ready);
+    }
+    if (order == Order::kReverse) {
+      const uint32_t below = ready & ((1u << after) - 1);
+      return 31 - __builtin_clz(below != 0 ? below : ready);
+    }
+    for (unsigned skip = random() % __builtin_popcount(ready); skip > 0; --skip) ready &= ready - 1;
+    return __builtin_ctz(ready);
+  }
+};
+
+// A CPU thread's part of a launch: one cluster of blocks at a time.
+class Worker {
+ public:
+  // Runs clusters until none is left; false, with `failure` set, if one goes wrong.
+  bool run(const Launch& launch, Order order, std::atomic<uint64_t>& next_cluster,
+           const std::atomic<bool>& stop);
+  // Goes on with another fiber; returns when this one's turn comes.
+  void next();
+  void end_thread();
+  [[noreturn]] void fail(const std::string& message);
+
+  std::string failure;
+
+ private:
+  void start(const Launch& launch, uint64_t cluster);
+  Thread* pick();
+  std::string why_stuck() const;
+  void* stack_top(size_t thread);
+
+  std::vector<Thread> threads_;
+  std::vector<Warp> warps_;
+  std::vector<BlockState> blocks_;
+  std::vector<unsigned char*> stacks_, arenas_;
+  size_t live_ = 0;  // threads that have not ended
+  Picker picker_{Order::kForward};
+  void* main_context_ = nullptr;
+  sigjmp_buf escape_;
+  alignas(16) unsigned char signal_stack_[32 << 10];
+};
+
+thread_local Worker* worker = nullptr;
+
+void thread_main() {
+  current->launch->kernel->invoke(current->launch->arguments);
+  worker->end_thread();
+}
+
+unsigned char* map(size_t bytes) {
+  void* memory = mmap(nullptr, bytes + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  unsigned char* usable = static_cast<unsigned char*>(memory) + kPage;
+  if (mprotect(usable, bytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
+  return usable;
+}
+
+// Tops are staggered so that the fibers' innermost frames fall into different cache sets.
+void* Worker::stack_top(size_t thread) {
+  while (stacks_.size() <= thread) stacks_.push_back(map(kStackSize));
+  return stacks_[thread] + kStackSize - (thread % 16) * 256;
+}
+
+bool Worker::run(const Launch& launch, Order order, std::atomic<uint64_t>& next_cluster,
+                 const std::atomic<bool>& stop) {
+  const uint64_t clusters = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z /
+                            launch.cluster.count();
+  stack_t alternate{}, before{};
+  alternate.ss_sp = signal_stack_;
+  alternate.ss_size = sizeof signal_stack_;
+  sigaltstack(&alternate, &before);
+  worker = this;
+  failure.clear();
+  picker_ = Picker{order};
+  if (sigsetjmp(escape_, 1) == 0) {
+    while (!stop) {
+      const uint64_t turn = next_cluster++;
+      if (turn >= clusters) break;
+      start(launch, order == Order::kReverse ? clusters - 1 - turn : turn);
+      current = &threads_[order == Order::kReverse ? threads_.size() - 1 : 0];
+      emulator_switch(&main_context_, current->stack_pointer);
+    }
+  }
+  worker = nullptr;
+  current = nullptr;
+  sigaltstack(&before, nullptr);
+  return failure.empty();
+}
+
+void Worker::start(const Launch& launch, uint64_t cluster) {
+  const Index extent = launch.cluster;
+  const unsigned per_block = launch.block.count();
+  const unsigned warps = (per_block + kWarpSize - 1) / kWarpSize;
+  const Index across{launch.grid.x / extent.x, launch.grid.y / extent.y, launch.grid.z / extent.z};
+  const Index origin{static_cast<unsigned>(cluster % across.x) * extent.x,
+                     static_cast<unsigned>(cluster / across.x % across.y) * extent.y,
+                     static_cast<unsigned>(cluster / across.x / across.y) * extent.z};
+  const size_t count = extent.count();
+  threads_.resize(count * per_block);
+  warps_.resize(count * warps);
+  blocks_.resize(count);
+  live_ = threads_.size();
+  while (arenas_.size() < count) arenas_.push_back(map(kArenaSize));
+  for (unsigned rank = 0; rank < count; ++rank) {
+    BlockState& block = blocks_[rank];
+    block = BlockState{};
+    block.index_in_cluster = {rank % extent.x, rank / extent.x % extent.y,
+                              rank / extent.x / extent.y};
+    block.index = {origin.x + block.index_in_cluster.x, origin.y + block.index_in_cluster.y,
+                   origin.z + block.index_in_cluster.z};
+    block.rank_in_cluster = rank;
+    block.shared = arenas_[rank];
+    block.live = per_block;
+    block.warps = warps;
+    block.first_warp = &warps_[rank * warps];
+    std::memset(block.shared, kPoison, launch.kernel->static_shared + launch.dynamic_shared);
+    for (unsigned number = 0; number < warps; ++number) {
+      Warp& warp = block.first_warp[number];
+      const unsigned lanes = std::min(kWarpSize, per_block - number * kWarpSize);
+      warp.live = warp.ready = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
+      warp.met = 0;
+      warp.lanes = &threads_[rank * per_block + number * kWarpSize];
+      warp.block = &block;
+      warp.number = number;
+      for (unsigned lane = 0; lane < lanes; ++lane) {
+        const unsigned rank_in_block = number * kWarpSize + lane;
+        Thread& thread = warp.lanes[lane];
+        thread.index = {rank_in_block % launch.block.x,
+                        rank_in_block / launch.block.x % launch.block.y,
+                        rank_in_block / launch.block.x / launch.block.y};
+        thread.lane = lane;
+        thread.warp = &warp;
+        thread.block = &block;
+        thread.launch = &launch;
+        thread.stack_pointer =
+            new_context(stack_top(rank * per_block + rank_in_block), thread_main);
+      }
+    }
+  }
+}
+
+// The fiber that goes on after the current one, in its own warp if one can; none if all wait.
+Thread* Worker::pick() {
+  Warp& own = *current->warp;
+  const bool shuffled = picker_.order == Order::kShuffled;
+  if (own.ready != 0 && !shuffled) return &own.lanes[picker_.lane(own.ready, current->lane)];
+  const bool reverse = picker_.order == Order::kReverse;
+  const size_t count = warps_.size();
+  const size_t start = shuffled ? picker_.random() % count : &own - warps_.data();
+  for (size_t step = 0; step < count; ++step) {
+    Warp& warp = warps_[(reverse ? start + count - step : start + step) % count];
+    if (warp.ready != 0) return &warp.lanes[picker_.lane(warp.ready, reverse ? 0 : 31)];
+  }
+  return nullptr;
+}
+
+void Worker::next() {
+  Thread* const self = current;
+  Thread* const other = pick();
+  if (other == self) return;
+  if (other != nullptr) {
+    current = other;
+    emulator_switch(&self->stack_pointer, other->stack_pointer);
+  } else if (live_ == 0) {
+    emulator_switch(&self->stack_pointer, main_context_);
+  } else {
+    fail(why_stuck());
+  }
+}
+
+std::string Worker::why_stuck() const {
+  size_t meeting = 0, at_barrier = 0;
+  for (const Warp& warp : warps_) meeting += __builtin_popcount(warp.met);
+  for (const BlockState& block : blocks_) {
+    for (const Barrier& barrier : block.barriers) {
+      for (uint32_t waiting : barrier.waiting) at_barrier += __builtin_popcount(waiting);
+    }
+  }
+  return "deadlock: of " + std::to_string(threads_.size()) + " threads " +
+         std::to_string(threads_.size() - live_) + " have ended, " + std::to_string(at_barrier) +
+         " wait at a barrier, " + std::to_string(meeting) + " in a warp-wide operation, " +
+         std::to_string(live_ - at_barrier - meeting) + " at an mbarrier";
+}
+
+void Worker::fail(const std::string& message) {
+  const Index block = current->block->index, thread = current->index;
+  auto text = [](Index i) {
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+  };
+  failure = message + ", in block " + text(block) + ", thread " + text(thread);
+  siglongjmp(escape_, 1);
+}
+
+// Does the operation that the lanes of `mask` meet in, once all of them are there.
+bool meet(Warp& warp, uint32_t mask) {
+  const uint32_t group = mask & warp.live;
+  if ((warp.met & group) != group) return false;
+  const unsigned first = __builtin_ctz(group);
+  for (uint32_t rest = group; rest != 0; rest &= rest - 1) {
+    const unsigned lane = __builtin_ctz(rest);
+    if (warp.operations[lane] != warp.operations[first] || warp.masks[lane] != mask) {
+      fail("lanes of a warp meet in different operations, or with different masks");
+    }
+  }
+  warp.operations[first](warp.operands, group);
+  warp.met &= ~group;
+  warp.ready |= group;
+  return true;
+}
+
+void release(BlockState& block, Barrier& barrier) {
+  for (unsigned warp = 0; warp < block.warps; ++warp) {
+    block.first_warp[warp].ready |= barrier.waiting[warp];
+    barrier.waiting[warp] = 0;
+  }
+  barrier.result = barrier.sum;
+  barrier.sum = 0;
+  barrier.arrived = 0;
+}
+
+void Worker::end_thread() {
+  Warp& warp = *current->warp;
+  BlockState& block = *warp.block;
+  const uint32_t bit = 1u << current->lane;
+  warp.live &= ~bit;
+  warp.ready &= ~bit;
+  --block.live;
+  --live_;
+  for (uint32_t rest = warp.met; rest != 0; rest &= rest - 1) {
+    const unsigned lane = __builtin_ctz(rest);
+    if ((warp.met >> lane & 1) != 0) meet(warp, warp.masks[lane]);
+  }
+  for (Barrier& barrier : block.barriers) {
+    if (barrier.arrived != 0 && barrier.wanted == 0 && barrier.arrived == block.live) {
+      release(block, barrier);
+    }
+  }
+  next();
+}
+
+void on_fault(int, siginfo_t* info, void*);
+
+constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+
+// While a kernel runs, its faults end the launch and not the process.
+class FaultHandlers {
+ public:
+  FaultHandlers() {
+    struct sigaction action {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &action, &before_[i]);
+  }
+  ~FaultHandlers() {
+    for (size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &before_[i], nullptr);
+  }
+
+ private:
+  struct sigaction before_[std::size(kFaults)];
+};
+
+void on_fault(int signal, siginfo_t* info, void*) {
+  if (worker == nullptr || current == nullptr) {
+    // Not a kernel's fault: it happens again, and is then dealt with as without this handler.
+    ::signal(signal, SIG_DFL);
+    return;
+  }
+  if (signal == SIGFPE) worker->fail("integer division by zero");
+  if (signal == SIGILL) worker->fail("array index out of bounds");
+  worker->fail("illegal address: " + describe_address(info->si_addr));
+}
+
+// Workers keep their stacks from launch to launch. One launch at a time.
+std::vector<std::unique_ptr<Worker>>& workers() {
+  static auto* all = new std::vector<std::unique_ptr<Worker>>();
+  return *all;
+}
+
+}  // namespace
+
+void collective(uint32_t mask, Operation operation, void* operand) {
+  Warp& warp = *current->warp;
+  const unsigned lane = current->lane;
+  const uint32_t bit = 1u << lane;
+  if ((mask & bit) == 0) fail("a lane calls a warp-wide operation that leaves it out");
+  warp.masks[lane] = mask;
+  warp.operations[lane] = operation;
+  warp.operands[lane] = operand;
+  warp.met |= bit;
+  if (meet(warp, mask)) return;
+  warp.ready &= ~bit;
+  worker->next();
+}
+
+int barrier(unsigned id, unsigned threads, bool wait, int value) {
+  if (id >= kBarriers) fail("a block has 16 barriers");
+  Warp& warp = *current->warp;
+  BlockState& block = *warp.block;
+  Barrier& barrier = block.barriers[id];
+  if (barrier.arrived != 0 && barrier.wanted != threads) {
+    fail("threads arrive at a barrier with different counts");
+  }
+  barrier.wanted = threads;
+  barrier.sum += value;
+  ++barrier.arrived;
+  if (wait) barrier.waiting[warp.number] |= 1u << current->lane;
+  if (barrier.arrived == (threads != 0 ? threads : block.live)) {
+    release(block, barrier);
+  } else if (wait) {
+    warp.ready &= ~(1u << current->lane);
+    worker->next();
+  }
+  return barrier.result;
+}
+
+void yield() { worker->next(); }
+
+void fail(const char* message) { worker->fail(message); }
+
+std::string run(const Launch& launch, Order order) {
+  const uint64_t threads = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z *
+                           launch.block.count();
+  const size_t wanted = std::clamp<uint64_t>(threads >> 13, 1,
+                                             std::max(1u, std::thread::hardware_concurrency()));
+  while (workers().size() < wanted) workers().push_back(std::make_unique<Worker>());
+
+  FaultHandlers handlers;
+  std::atomic<uint64_t> next_cluster{0};
+  std::atomic<bool> stop{false};
+  auto work = [&](size_t number) {
+    if (!workers()[number]->run(launch, order, next_cluster, stop)) stop = true;
+  };
+  std::vector<std::thread> others;
+  for (size_t number = 1; number < wanted; ++number) others.emplace_back(work, number);
+  work(0);
+  for (std::thread& other : others) other.join();
+  for (size_t number = 0; number < wanted; ++number) {
+    if (!workers()[number]->failure.empty()) return workers()[number]->failure;
+  }
+  return check_memory();
+}
+
+}  // namespace emulator

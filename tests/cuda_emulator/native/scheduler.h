@@ -1,0 +1,21 @@
+// Runs the blocks of a grid.
+#pragma once
+
+#include <string>
+
+#include "execution.h"
+
+namespace emulator {
+
+// Which fiber goes on where several can. A kernel that lacks a barrier gives other results in
+// another order.
+enum class Order { kForward, kReverse, kShuffled };
+
+constexpr unsigned kMaxThreads = 1024;
+// Bytes of shared memory a block can have; what is not declared shared within it is poisoned.
+constexpr size_t kMaxShared = 227 << 10;
+
+// Runs a launch to its end: an empty string, or what went wrong.
+std::string run(const Launch& launch, Order order);
+
+}  // namespace emulator

@@ -1,0 +1,1 @@
+"""Tests of the CUDA kernels, on the emulated device."""
