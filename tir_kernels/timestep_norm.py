@@ -19,6 +19,24 @@ from .vector_math import f32, rsqrt
 from .vector_unit import VectorUnit
 
 
+def forgotten(beta: float, steps):
+    """1 - beta^steps, in double."""
+    return T.float64(1) - T.exp(T.Cast("float64", steps) * T.float64(math.log(beta)))
+
+
+def bias_correction(beta: float, count):
+    """1/(1 - beta^count), in double, rounded once to float32."""
+    return T.Cast("float32", T.float64(1) / forgotten(beta, count))
+
+
+def stepped(beta: float, average, value):
+    """The average one step on.
+
+    Stepping towards the new value keeps beta itself, which float32 cannot hold, out.
+    """
+    return average + f32(1.0 - beta) * (value - average)
+
+
 class _Moments:
     """The inlines that prefill and decode share, for one shape."""
 
@@ -26,30 +44,17 @@ class _Moments:
         size = dim // groups
         width = unit.fit(size)
         beta1, beta2 = betas
-        log_beta1, log_beta2 = math.log(beta1), math.log(beta2)
-
-        def reciprocal(count, log_beta):
-            power = T.exp(T.Cast("float64", count) * T.float64(log_beta))
-            return T.Cast("float32", T.float64(1) / (T.float64(1) - power))
 
         @T.inline
         def bias_corrections(Correction, count):
-            """1/(1-b1^c) and 1/(1-b2^c) for c = count, in double, rounded once."""
-            Correction[0] = reciprocal(count, log_beta1)
-            Correction[1] = reciprocal(count, log_beta2)
+            Correction[0] = bias_correction(beta1, count)
+            Correction[1] = bias_correction(beta2, count)
 
         @T.inline
         def advance(Correction, Mean, Var, row, state_mean, state_var, layer, slot, g):
-            """The state one step on; Mean and Var become the corrected mean and 1/deviation.
-
-            Stepping towards the new value keeps beta itself, which float32 cannot hold, out.
-            """
-            state_mean[layer, slot, g] = state_mean[layer, slot, g] + f32(1.0 - beta1) * (
-                Mean[row, g] - state_mean[layer, slot, g]
-            )
-            state_var[layer, slot, g] = state_var[layer, slot, g] + f32(1.0 - beta2) * (
-                Var[row, g] - state_var[layer, slot, g]
-            )
+            """The state one step on; Mean and Var become the corrected mean and 1/deviation."""
+            state_mean[layer, slot, g] = stepped(beta1, state_mean[layer, slot, g], Mean[row, g])
+            state_var[layer, slot, g] = stepped(beta2, state_var[layer, slot, g], Var[row, g])
             Mean[row, g] = state_mean[layer, slot, g] * Correction[0]
             Var[row, g] = rsqrt(state_var[layer, slot, g] * Correction[1] + f32(eps))
 

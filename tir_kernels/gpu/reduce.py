@@ -15,6 +15,11 @@ def shuffle_xor(value, mask):
     return T.tvm_warp_shuffle_xor(T.uint32(0xFFFFFFFF), value, mask, WARP, WARP)
 
 
+def shuffle_up(value, distance):
+    """The value held by the lane ``distance`` below this one; this lane's own if there is none."""
+    return T.tvm_warp_shuffle_up(T.uint32(0xFFFFFFFF), value, distance, WARP, WARP)
+
+
 def warp_reduce(fold, lanes: int = WARP, items: int = 1):
     """An inline (V): V[i] for i < ``items`` folded over each run of ``lanes`` lanes.
 
