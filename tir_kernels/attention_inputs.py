@@ -17,6 +17,11 @@ from .vector_math import f32, rsqrt, total
 from .vector_unit import VectorUnit
 
 
+def rotated(first, second, cos, sin):
+    """(first + i second) (cos + i sin): a pair of features turned by the table's angle."""
+    return first * cos - second * sin, first * sin + second * cos
+
+
 def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit: VectorUnit):
     """An inline for one head of one row."""
     width = unit.fit(z_head)
@@ -35,16 +40,11 @@ def _head(z_head: int, rope_heads: int, z_dim: int, chunk: int, eps: float, unit
     @T.inline
     def rotate(In, Rope, angle, write, target):
         for i in T.serial(pairs):
-            write(
-                target,
-                2 * i,
-                In[0, 2 * i] * Rope[angle, i, 0] - In[0, 2 * i + 1] * Rope[angle, i, 1],
+            pair = T.meta_var(
+                rotated(In[0, 2 * i], In[0, 2 * i + 1], Rope[angle, i, 0], Rope[angle, i, 1])
             )
-            write(
-                target,
-                2 * i + 1,
-                In[0, 2 * i] * Rope[angle, i, 1] + In[0, 2 * i + 1] * Rope[angle, i, 0],
-            )
+            write(target, 2 * i, pair[0])
+            write(target, 2 * i + 1, pair[1])
 
     @T.inline
     def write_query(target, i, value):

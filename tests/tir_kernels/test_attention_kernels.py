@@ -10,94 +10,44 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
-from kernel_runner import DTYPES, Kernel, assert_near, poisoned, softmax
+from attention_reference import (
+    EPS,
+    LAYERS,
+    SLOTS,
+    Rings,
+    Shape,
+    assert_stored,
+    commit_reference,
+    gated_reference,
+    inputs_reference,
+)
+from kernel_runner import Kernel, assert_near, poisoned
 
-from gecko_mlc.checkpoint.mapping import rope_table
-from gecko_mlc.reference import ops
 from tir_kernels import attention, attention_inputs, memory
 from tir_kernels.vector_unit import AVX2, AVX512, NEON, PORTABLE, VectorUnit
 
-EPS = 1e-5
-LAYERS, SLOTS = 2, 4
-
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    heads: int
-    z_head: int
-    v_head: int
-    chunk: int
-    model_dim: int
-    rope_heads: int
-    dtype: str
+class CpuShape(Shape):
     unit: VectorUnit
-
-    @property
-    def z_dim(self) -> int:
-        return self.heads * self.z_head
-
-    @property
-    def value_dim(self) -> int:
-        return self.heads * self.v_head
-
-    @property
-    def columns(self) -> int:
-        return self.z_dim + self.value_dim + self.model_dim
-
-    @property
-    def rope(self) -> np.ndarray:
-        """The table as weights carry it: an odd z_head has an unused last pair."""
-        return rope_table(2 * self.chunk, self.z_head, 10000.0).astype(np.float32)
 
 
 SHAPES = {
-    "regular": Shape(2, 32, 64, 64, 48, 2, "float32", AVX512),
-    "five heads": Shape(5, 8, 26, 48, 40, 2, "float32", AVX512),
-    "no rotary heads": Shape(3, 7, 13, 24, 12, 0, "float32", AVX2),
-    "bfloat16": Shape(2, 12, 20, 40, 16, 1, "bfloat16", NEON),
-    "float16": Shape(1, 6, 5, 10, 7, 1, "float16", PORTABLE),
+    "regular": CpuShape(2, 32, 64, 64, 48, 2, "float32", AVX512),
+    "five heads": CpuShape(5, 8, 26, 48, 40, 2, "float32", AVX512),
+    "no rotary heads": CpuShape(3, 7, 13, 24, 12, 0, "float32", AVX2),
+    "bfloat16": CpuShape(2, 12, 20, 40, 16, 1, "bfloat16", NEON),
+    "float16": CpuShape(1, 6, 5, 10, 7, 1, "float16", PORTABLE),
 }
 
 
 @pytest.fixture(scope="module", params=SHAPES.values(), ids=list(SHAPES))
-def shape(request: pytest.FixtureRequest) -> Shape:
+def shape(request: pytest.FixtureRequest) -> CpuShape:
     return request.param
 
 
-class Rings:
-    """Keys, values and memory keys [layers, slots, 2C, .] with noise in every row."""
-
-    def __init__(self, rng: np.random.Generator, shape: Shape, spread: float = 1.0) -> None:
-        def noise(width: int) -> np.ndarray:
-            ring = rng.standard_normal((LAYERS, SLOTS, 2 * shape.chunk, width)) * spread
-            return ring.astype(DTYPES[shape.dtype])
-
-        self.keys, self.values = noise(shape.z_dim), noise(shape.value_dim)
-        self.memory_keys = noise(shape.z_dim)
-
-    def all(self) -> tuple[np.ndarray, ...]:
-        return self.keys, self.values, self.memory_keys
-
-
-def by_head(x: np.ndarray, heads: int) -> np.ndarray:
-    """[n, heads * width] to [heads, n, width], float64."""
-    return x.astype(np.float64).reshape(len(x), heads, -1).transpose(1, 0, 2)
-
-
-def rotated(x: np.ndarray, angles: np.ndarray, shape: Shape) -> np.ndarray:
-    """x [n, S] with its first heads rotated by angle ``angles[n]`` in positions."""
-    if shape.rope_heads == 0:
-        return x
-    turn = ops.rotation(
-        0, 2 * shape.chunk, shape.z_head, 10000.0, torch.float64, torch.device("cpu")
-    )
-    heads = torch.from_numpy(x).view(1, len(x), shape.heads, shape.z_head)
-    return ops.rotary(heads, turn[angles], shape.rope_heads).view(len(x), -1).numpy()
-
-
 @pytest.fixture(scope="module")
-def inputs_kernels(shape: Shape) -> dict[bool, Kernel]:
+def inputs_kernels(shape: CpuShape) -> dict[bool, Kernel]:
     """By ``batched``."""
     return {
         batched: Kernel(
@@ -111,7 +61,9 @@ def inputs_kernels(shape: Shape) -> dict[bool, Kernel]:
 
 
 @pytest.mark.parametrize("batched", [False, True])
-def test_attention_inputs(shape: Shape, inputs_kernels: dict[bool, Kernel], batched: bool) -> None:
+def test_attention_inputs(
+    shape: CpuShape, inputs_kernels: dict[bool, Kernel], batched: bool
+) -> None:
     rng = np.random.default_rng(shape.heads)
     chunk = shape.chunk
     gamma = rng.standard_normal((4, shape.z_dim), dtype=np.float32)
@@ -133,71 +85,19 @@ def test_attention_inputs(shape: Shape, inputs_kernels: dict[bool, Kernel], batc
             poisoned(m, 3, shape.z_dim), writes=(7, 8, 9, -1),
         )  # fmt: skip
 
-        shared = torch.from_numpy(projected[:, : shape.z_dim]).double()
-        z = ops.group_rms_norm(shared, None, shape.heads, EPS).numpy()
-        q, k, memory_query, memory_key = (
-            z * gamma[i].astype(np.float64) + beta[i].astype(np.float64) for i in range(4)
-        )
-        index = times % chunk
-        features = softmax(memory_query.reshape(m, shape.heads, -1)).reshape(m, -1)
-        own, before = rotated(q, index, shape), rotated(q, chunk + index, shape)
-        assert_near(queries, np.stack([own, before, features], 1), 3e-6)
+        wanted = inputs_reference(projected[:, : shape.z_dim], gamma, beta, times, shape)
+        assert_near(queries, np.stack([wanted.own, wanted.before, wanted.features], 1), 3e-6)
 
-        written = rotated(k, index, shape), value.astype(np.float64), memory_key
-        for ring, initial, wanted in zip(found, rings.all(), written, strict=True):
+        written = wanted.key, value.astype(np.float64), wanted.memory_key
+        for ring, initial, values in zip(found, rings.all(), written, strict=True):
             stored = ring[1, slots, times % (2 * chunk)]
-            if shape.dtype == "float32":
-                assert_near(stored, wanted, 3e-6)
-            else:  # rounded once: at most half a unit in the last place, and float32's error
-                half = np.spacing(np.abs(stored)).astype(np.float64) / 2.0
-                assert (np.abs(stored.astype(np.float64) - wanted) <= half + 3e-6).all()
+            assert_stored(stored, values, shape.dtype, 3e-6)
             ring[1, slots, times % (2 * chunk)] = initial[1, slots, times % (2 * chunk)]
             assert ring.tobytes() == initial.tobytes(), "a row that is not this step's was changed"
 
 
-class Window:
-    """What one query may see, from the definition: positions of its own chunk and the last."""
-
-    def __init__(self, shape: Shape, rings: Rings, layer: int, slot: int, time: int) -> None:
-        chunk = shape.chunk
-        start = time - time % chunk
-        self.own = np.arange(start, time + 1) % (2 * chunk)
-        self.before = np.arange(max(0, start - chunk), start) % (2 * chunk)
-        self.keys = by_head(rings.keys[layer, slot], shape.heads)
-        self.values = by_head(rings.values[layer, slot], shape.heads)
-
-    def attend(self, queries: np.ndarray) -> np.ndarray:
-        """queries [H, 2, zh]: against the own chunk, against the one before. Returns [E]."""
-        scores = np.concatenate(
-            [
-                np.einsum("hnk,hk->hn", self.keys[:, self.before], queries[:, 1]),
-                np.einsum("hnk,hk->hn", self.keys[:, self.own], queries[:, 0]),
-            ],
-            axis=1,
-        )
-        values = np.concatenate([self.values[:, self.before], self.values[:, self.own]], axis=1)
-        return np.einsum("hn,hnv->hv", softmax(scores), values).ravel()
-
-
-def gated_reference(
-    shape: Shape, rings: Rings, memory: np.ndarray, layer: int, slots: list[int],
-    times: np.ndarray, queries: np.ndarray, projected: np.ndarray,
-) -> np.ndarray:  # fmt: skip
-    """attention * r + features @ memory for every row. [m, E]"""
-    wanted = []
-    gate = projected[:, shape.z_dim : shape.z_dim + shape.value_dim].astype(np.float64)
-    for row, (slot, time) in enumerate(zip(slots, times, strict=True)):
-        query = queries[row].astype(np.float64).reshape(3, shape.heads, shape.z_head)
-        query = query.transpose(1, 0, 2)
-        attended = Window(shape, rings, layer, slot, time).attend(query[:, :2])
-        matrix = memory[layer, slot].astype(np.float64)
-        read = np.einsum("hk,hkv->hv", query[:, 2], matrix).ravel()
-        wanted.append(attended * gate[row] + read)
-    return np.array(wanted)
-
-
 @pytest.fixture(scope="module")
-def attention_kernels(shape: Shape) -> dict[str, Kernel]:
+def attention_kernels(shape: CpuShape) -> dict[str, Kernel]:
     """Prefill, a decode step with a head in one piece, and one with its keys in three shares."""
     sizes = (
         shape.heads, shape.z_head, shape.v_head, shape.model_dim, shape.chunk, LAYERS, shape.dtype,
@@ -213,7 +113,7 @@ def attention_kernels(shape: Shape) -> dict[str, Kernel]:
 @pytest.mark.parametrize("spread", [1.0, 30.0], ids=["usual scores", "large scores"])
 @pytest.mark.parametrize("form", ["prefill", "decode", "decode in shares"])
 def test_attention(
-    shape: Shape, attention_kernels: dict[str, Kernel], form: str, spread: float
+    shape: CpuShape, attention_kernels: dict[str, Kernel], form: str, spread: float
 ) -> None:
     batched = form != "prefill"
     rng = np.random.default_rng(shape.heads + 10)
@@ -247,7 +147,7 @@ def test_attention(
 
 
 @pytest.fixture(scope="module")
-def commit_kernel(shape: Shape) -> Kernel:
+def commit_kernel(shape: CpuShape) -> Kernel:
     return Kernel(
         memory.memory_commit(
             shape.heads, shape.z_head, shape.v_head, shape.chunk, LAYERS, shape.dtype, shape.unit
@@ -256,7 +156,7 @@ def commit_kernel(shape: Shape) -> Kernel:
 
 
 @pytest.mark.parametrize("level", [-np.inf, -3.0, 4.0, 200.0])
-def test_memory_commit(shape: Shape, commit_kernel: Kernel, level: float) -> None:
+def test_memory_commit(shape: CpuShape, commit_kernel: Kernel, level: float) -> None:
     """``level`` is the log-normaliser before: nothing kept yet, little, as much, far more."""
     rng = np.random.default_rng(shape.heads + 20)
     chunk = shape.chunk
@@ -274,20 +174,11 @@ def test_memory_commit(shape: Shape, commit_kernel: Kernel, level: float) -> Non
             1, writes=(4, 5),
         )  # fmt: skip
         for slot in slots:
-            # The chunk before the one that has just ended has the half that comes next.
-            first = position[slot] % (2 * chunk)
-            key, value = (
-                torch.from_numpy(by_head(ring[1, slot, first : first + chunk], shape.heads))
-                for ring in (rings.memory_keys, rings.values)
+            wanted, wanted_norm = commit_reference(
+                shape, rings, matrix, log_norm, 1, slot, position[slot]
             )
-            wanted, wanted_norm = ops.memory_commit(
-                torch.from_numpy(matrix[1, slot]).double(),
-                torch.from_numpy(log_norm[1, slot]).double(),
-                key,
-                value,
-            )
-            assert_near(new_matrix[1, slot], wanted.numpy(), 3e-6)
-            assert_near(new_norm[1, slot], wanted_norm.numpy(), 1e-6)
+            assert_near(new_matrix[1, slot], wanted, 3e-6)
+            assert_near(new_norm[1, slot], wanted_norm, 1e-6)
             new_matrix[1, slot], new_norm[1, slot] = matrix[1, slot], log_norm[1, slot]
         assert new_matrix.tobytes() == matrix.tobytes(), "another slot or layer was changed"
         assert new_norm.tobytes() == log_norm.tobytes(), "another slot or layer was changed"

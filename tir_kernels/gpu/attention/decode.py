@@ -1,0 +1,522 @@
+"""Attention of one query of each of several sequences, the keys of a head split over CTAs.
+
+A head's work is its visible keys with their values, then the rows of its memory; CTAs get equal
+shares of these bytes. Each makes its query from z itself; the one that has the newest key writes
+it, its value and its memory key into the rings. A second kernel joins the shares.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from tvm.script import tirx as T
+
+from ...vector_math import f32, largest, total
+from ..head_lanes import HeadTransform, head_lanes
+from ..reduce import WARP, cta_reduce, warp_reduce
+from ..vectors import Vectors, vector_width
+from ..weighted_rows import WeightedRows
+
+_THREADS = 256
+# CTAs that suffice to keep an H200 busy: two for each of its 132 multiprocessors.
+_CTAS = 264
+_MIN_SPLITS = 4  # so that sequences of different lengths share the machine evenly
+_MAX_KEYS = 4096  # of one CTA, whose scores lie in shared memory
+_MIN_KEYS = 8  # of one CTA, unless the head has fewer
+_KEYS_AHEAD = 8  # keys of a run of lanes on their way
+
+# What a row of partial results is, from the sum of its exponentials.
+_NOTHING, _MEMORY = 0.0, -1.0
+
+
+def attention_splits(batch: int, heads: int, chunk: int) -> int:
+    """CTAs of a head; partial results have one row more."""
+    return max(_CTAS // (batch * heads), _MIN_SPLITS, -(-2 * chunk // _MAX_KEYS))
+
+
+class _Shares:
+    """How the CTAs of a head divide its keys and the rows of its memory.
+
+    Positions are counted from 0; ``split`` is the CTA's number.
+    """
+
+    def __init__(self, z_head: int, v_head: int, chunk: int, ring_bytes: int, splits: int):
+        self.z_head, self.chunk, self.splits = z_head, chunk, splits
+        self.key_bytes = (z_head + v_head) * ring_bytes
+        self.row_bytes = v_head * 4
+
+    @property
+    def max_keys(self) -> int:
+        everything = 2 * self.chunk * self.key_bytes + self.z_head * self.row_bytes
+        return max(-(-everything // self.splits) // self.key_bytes, _MIN_KEYS) + 1
+
+    @property
+    def max_rows(self) -> int:
+        return self.z_head
+
+    def previous(self, position):
+        """Visible keys of the previous chunk."""
+        return T.Select(position >= self.chunk, self.chunk, 0)
+
+    def visible(self, position):
+        return self.previous(position) + T.truncmod(position, self.chunk) + 1
+
+    def kept(self, position):
+        """Rows of the memory: nothing is kept before the third chunk."""
+        return T.Select(position >= 2 * self.chunk, self.z_head, 0)
+
+    def bytes(self, position):
+        """One CTA's share."""
+        everything = self.visible(position) * self.key_bytes + self.kept(position) * self.row_bytes
+        return T.max(
+            T.truncdiv(everything + self.splits - 1, self.splits), _MIN_KEYS * self.key_bytes
+        )
+
+    def first_key(self, position, share, split):
+        keys = T.truncdiv(split * share + self.key_bytes - 1, self.key_bytes)
+        return T.min(keys, self.visible(position))
+
+    def first_row(self, position, share, split):
+        ahead = T.max(split * share - self.visible(position) * self.key_bytes, 0)
+        return T.min(T.truncdiv(ahead + self.row_bytes - 1, self.row_bytes), self.kept(position))
+
+    def ring_start(self, position):
+        """The ring's row of the first visible key."""
+        second = T.truncmod(position, 2 * self.chunk) < self.chunk
+        return T.Select(T.And(position >= self.chunk, second), self.chunk, 0)
+
+    def ring_row(self, start, key):
+        row = start + key
+        return T.Select(row >= 2 * self.chunk, row - 2 * self.chunk, row)
+
+
+@functools.cache
+def attention_step(
+    batch: int,
+    heads: int,
+    z_head: int,
+    v_head: int,
+    rope_heads: int,
+    model_dim: int,
+    chunk: int,
+    eps: float,
+    layers: int,
+    dtype: str,
+):
+    """Each row's shares of attention and of the memory read; k, ak and v into the rings.
+
+    ``projected`` [B, S+E+D] holds z in its first S columns, v [B, E] is done. ``scale`` [B, H, R, 2]
+    says what a row of ``partial`` [B, H, R, vh] is, R being ``attention_splits`` + 1: (largest
+    score, sum of exponentials) of weighted values, (0, -1) of what the memory gives, or (0, 0)
+    where there is nothing.
+    """
+    splits = attention_splits(batch, heads, chunk)
+    z_dim, value_dim = heads * z_head, heads * v_head
+    columns = z_dim + value_dim + model_dim
+    angles = 2 * ((z_head + 1) // 2)
+    shares = _Shares(z_head, v_head, chunk, 4 if dtype == "float32" else 2, splits)
+    layout = head_lanes(z_head, dtype)
+    lanes, held, slices, width = layout.lanes, layout.held, layout.slices, layout.width
+    transform = HeadTransform(layout, heads, rope_heads, eps)
+    z_access = vector_width("float32", width, columns)
+    z_vectors = Vectors(z_access, "float32")
+    add_lanes = warp_reduce(total, lanes, _KEYS_AHEAD)
+    add_lane = warp_reduce(total, lanes)
+    together = _THREADS // lanes  # keys that the CTA takes at once
+    cta_largest, cta_total = cta_reduce(largest, _THREADS), cta_reduce(total, _THREADS)
+
+    def value(operands, row, column):
+        Values, layer, slot, head, start, first, count = operands
+        key = first + T.max(T.min(row, count - 1), 0)
+        return Values[layer, slot, shares.ring_row(start, key), head * v_head + column]
+
+    def kept(operands, row, column):
+        Memory, layer, slot, head, first, count = operands
+        return Memory[layer, slot, head, first + T.max(T.min(row, count - 1), 0), column]
+
+    values = WeightedRows(v_head, dtype, _THREADS, value)
+    memory_rows = WeightedRows(v_head, "float32", _THREADS, kept)
+    value_vectors = Vectors(values.width, "float32")
+    scores_size = -(-shares.max_keys // values.step) * values.step
+    features_size = -(-shares.max_rows // memory_rows.step) * memory_rows.step
+
+    @T.inline
+    def load_key(Keys, KRing, u, layer, slot, head, start, key, last, tx):
+        for s in T.unroll(slices):
+            for j in T.vectorized(width):
+                KRing[u * held + s * width + j] = Keys[
+                    layer,
+                    slot,
+                    shares.ring_row(start, T.max(T.min(key, last), 0)),
+                    head * z_head + layout.first(tx, s) + j,
+                ]
+
+    @T.inline
+    def load_z(Projected, Z, b, head, tx):
+        for s in T.unroll(slices):
+            for i in T.unroll(width // z_access):
+                z_vectors.load_row(
+                    Z,
+                    s * width + i * z_access,
+                    Projected,
+                    b,
+                    head * z_head + layout.first(tx, s) + i * z_access,
+                )
+        for i in T.unroll(held):
+            Z[i] = layout.within(tx, i, Z[i], f32(0.0))
+
+    @T.inline
+    def store_key(X, Ring, layer, slot, head, row, tx):
+        """X rounded, into the ring and back."""
+        rounded = T.alloc_local((held,), dtype)
+        for i in T.unroll(held):
+            rounded[i] = T.Cast(dtype, X[i])
+            X[i] = T.Cast("float32", rounded[i])
+        for s in T.unroll(slices):
+            if tx < lanes and layout.vector(tx, s) < layout.vectors:
+                for j in T.vectorized(width):
+                    Ring[layer, slot, row, head * z_head + layout.first(tx, s) + j] = rounded[
+                        s * width + j
+                    ]
+
+    @T.inline
+    def newest_key(
+        Z, Gamma, Beta, Rope, Own, Keys, MemoryKeys, Newest, layer, slot, head, position, tx
+    ):
+        """One warp writes k and ak into the rings; Newest[0] = the newest key's score."""
+        X = T.alloc_local((held,), "float32")
+        turned = T.alloc_local((held,), "float32")
+        dot = T.alloc_local((1,), "float32")
+        transform.affine(Z, Gamma, Beta, 3, head, tx, X)
+        store_key(X, MemoryKeys, layer, slot, head, T.truncmod(position, 2 * chunk), tx)
+        transform.affine(Z, Gamma, Beta, 1, head, tx, X)
+        transform.rotate(X, Rope, T.truncmod(position, chunk), head, tx, turned)
+        store_key(turned, Keys, layer, slot, head, T.truncmod(position, 2 * chunk), tx)
+        dot[0] = total([Own[i] * turned[i] for i in range(held)])
+        add_lane(dot)
+        if tx == 0:
+            Newest[0] = dot[0]
+
+    @T.inline
+    def newest_value(V, Values, weight, Sums, b, layer, slot, head, position, tx):
+        """Sums += weight * v, which goes into the ring."""
+        new = T.alloc_local((values.width,), "float32")
+        rounded = T.alloc_local((values.width,), dtype)
+        for i in T.unroll(values.rounds):
+            column = T.meta_var(head * v_head + values.column(tx, i))
+            value_vectors.load_row(new, 0, V, b, column)
+            for j in T.unroll(values.width):
+                rounded[j] = T.Cast(dtype, new[j])
+            if tx + i * _THREADS < values.vectors:
+                for j in T.unroll(values.width):
+                    Sums[i * values.width + j] = Sums[i * values.width + j] + weight * T.Cast(
+                        "float32", rounded[j]
+                    )
+                for j in T.vectorized(values.width):
+                    Values[layer, slot, T.truncmod(position, 2 * chunk), column + j] = rounded[j]
+
+    @T.inline
+    def score_keys(
+        Keys,
+        KRing,
+        Own,
+        Before,
+        Scores,
+        Highest,
+        layer,
+        slot,
+        head,
+        start,
+        first,
+        count,
+        before,
+        tx,
+    ):
+        """Scores of the CTA's keys in the ring; the first ``before`` are of the previous chunk."""
+        dots = T.alloc_local((_KEYS_AHEAD,), "float32")
+        for block in T.serial(T.ceildiv(count, together * _KEYS_AHEAD)):
+            for u in T.unroll(_KEYS_AHEAD):
+                key = T.meta_var((block * _KEYS_AHEAD + u) * together + tx // lanes)
+                dots[u] = total(
+                    [
+                        T.Select(key < before, Before[i], Own[i])
+                        * T.Cast("float32", KRing[u * held + i])
+                        for i in range(held)
+                    ]
+                )
+                load_key(
+                    Keys,
+                    KRing,
+                    u,
+                    layer,
+                    slot,
+                    head,
+                    start,
+                    first + key + together * _KEYS_AHEAD,
+                    first + count - 1,
+                    tx,
+                )
+            add_lanes(dots)
+            for u in T.unroll(_KEYS_AHEAD):
+                key = T.meta_var((block * _KEYS_AHEAD + u) * together + tx // lanes)
+                if key < count:
+                    Highest[0] = T.max(Highest[0], dots[u])
+                    if tx % lanes == 0:
+                        Scores[key] = dots[u]
+
+    @T.inline
+    def features(Z, Gamma, Beta, X, Features, head, first, rows, tx):
+        """The weights of the CTA's rows of the memory, zeros behind them; by one warp."""
+        transform.affine(Z, Gamma, Beta, 2, head, tx, X)
+        transform.softmax(X, tx)
+        for i in T.unroll(held):
+            feature = T.meta_var(layout.vector(tx, i // width) * width + i % width - first)
+            if tx < lanes and feature >= 0 and feature < rows:
+                Features[feature] = X[i]
+        for i in T.serial(T.ceildiv(rows, memory_rows.step) * memory_rows.step - rows):
+            Features[rows + i] = f32(0.0)
+
+    @T.inline
+    def mark(Scale, row, level, kind, tx):
+        if tx == 0:
+            Scale[row, 0] = level
+            Scale[row, 1] = kind
+
+    @T.inline
+    def one_share(buffers, Out, Scale, layer, slot, b, head, split, tx):
+        Projected, V, Gamma, Beta, Rope, Position, Keys, Values, MemoryKeys, Memory = buffers
+        Scores = T.alloc_shared((scores_size,), "float32")
+        Features = T.alloc_shared((features_size,), "float32")
+        Newest = T.alloc_shared((1,), "float32")
+        Highest = T.alloc_shared((1, _THREADS // WARP), "float32")
+        Totals = T.alloc_shared((1, _THREADS // WARP), "float32")
+        Joined = T.alloc_shared((max(values.shared, memory_rows.shared),), "float32")
+        KRing = T.alloc_local((_KEYS_AHEAD * held,), dtype)
+        VRing = T.alloc_local((values.ring,), dtype)
+        MRing = T.alloc_local((memory_rows.ring,), "float32")
+        Z = T.alloc_local((held,), "float32")
+        X = T.alloc_local((held,), "float32")
+        Own = T.alloc_local((held,), "float32")
+        Before = T.alloc_local((held,), "float32")
+        Sums = T.alloc_local((values.sums,), "float32")
+        Read = T.alloc_local((memory_rows.sums,), "float32")
+        highest = T.alloc_local((1,), "float32")
+        sum_exp = T.alloc_local((1,), "float32")
+        row = T.meta_var((b * heads + head) * (splits + 1))
+        position = Position[slot]
+        start = shares.ring_start(position)
+        share = shares.bytes(position)
+        first = shares.first_key(position, share, split)
+        last = shares.first_key(position, share, split + 1)
+        first_row = shares.first_row(position, share, split)
+        rows = shares.first_row(position, share, split + 1) - first_row
+        # The newest key is not in the ring yet.
+        newest = T.Cast("int32", T.And(last == shares.visible(position), first < last))
+        stored = last - first - newest
+
+        # What comes from the rings is on its way while the query is made.
+        for u in T.unroll(_KEYS_AHEAD):
+            load_key(
+                Keys, KRing, u, layer, slot, head, start,
+                first + u * together + tx // lanes, first + stored - 1, tx,
+            )  # fmt: skip
+        value_operands = T.meta_var((Values, layer, slot, head, start, first, stored))
+        values.start(value_operands, VRing, tx)
+        load_z(Projected, Z, b, head, tx)
+        transform.normalise(Z)
+        transform.affine(Z, Gamma, Beta, 0, head, tx, X)
+        transform.rotate(X, Rope, T.truncmod(position, chunk), head, tx, Own)
+        transform.rotate(X, Rope, chunk + T.truncmod(position, chunk), head, tx, Before)
+        if tx < WARP:
+            if rows > 0:
+                features(Z, Gamma, Beta, X, Features, head, first_row, rows, tx)
+            if newest == 1:
+                newest_key(
+                    Z, Gamma, Beta, Rope, Own, Keys, MemoryKeys, Newest, layer, slot, head,
+                    position, tx,
+                )  # fmt: skip
+
+        if first < last:
+            highest[0] = T.min_value("float32")
+            score_keys(
+                Keys, KRing, Own, Before, Scores, highest, layer, slot, head, start, first,
+                stored, shares.previous(position) - first, tx,
+            )  # fmt: skip
+            cta_largest(highest, Highest, tx)
+            if newest == 1:
+                highest[0] = T.max(highest[0], Newest[0])
+            sum_exp[0] = f32(0.0)
+            for i in T.serial(
+                T.ceildiv(T.ceildiv(stored, values.step) * values.step - tx, _THREADS)
+            ):
+                key = T.meta_var(tx + i * _THREADS)
+                Scores[key] = T.Select(key < stored, T.exp(Scores[key] - highest[0]), f32(0.0))
+                sum_exp[0] = sum_exp[0] + Scores[key]
+            cta_total(sum_exp, Totals, tx)
+            for i in T.unroll(values.sums):
+                Sums[i] = f32(0.0)
+            values.add(value_operands, VRing, Scores, stored, Sums, tx)
+            if newest == 1:
+                weight = T.exp(Newest[0] - highest[0])
+                sum_exp[0] = sum_exp[0] + weight
+                newest_value(V, Values, weight, Sums, b, layer, slot, head, position, tx)
+            values.store(Sums, Joined, Out, row + split, tx)
+            mark(Scale, row + split, highest[0], sum_exp[0], tx)
+            if newest == 1 and rows == 0:
+                mark(Scale, row + splits, f32(0.0), f32(_NOTHING), tx)
+        if rows > 0:
+            # The share with the last keys may have the first rows, too: their sums go to the end.
+            target = row + T.Select(first < last, splits, split)
+            memory_operands = T.meta_var((Memory, layer, slot, head, first_row, rows))
+            memory_rows.start(memory_operands, MRing, tx)
+            for i in T.unroll(memory_rows.sums):
+                Read[i] = f32(0.0)
+            T.tvm_storage_sync("shared")
+            memory_rows.add(memory_operands, MRing, Features, rows, Read, tx)
+            memory_rows.store(Read, Joined, Out, target, tx)
+            mark(Scale, target, f32(0.0), f32(_MEMORY), tx)
+        if first == last and rows == 0:
+            mark(Scale, row + split, f32(0.0), f32(_NOTHING), tx)
+
+    @T.prim_func(private=True)
+    def attention_step(
+        projected: T.handle,
+        v: T.handle,
+        gamma: T.handle,
+        beta: T.handle,
+        rope: T.handle,
+        slots: T.handle,
+        position: T.handle,
+        keys: T.handle,
+        values_ring: T.handle,
+        memory_keys: T.handle,
+        memory: T.handle,
+        layer: T.int64,
+        partial: T.handle,
+        scale: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        num_slots = T.int64()
+        Projected = T.match_buffer(projected, (batch, columns), "float32")
+        V = T.match_buffer(v, (batch, value_dim), "float32")
+        Gamma = T.match_buffer(gamma, (4, z_dim), "float32")
+        Beta = T.match_buffer(beta, (4, z_dim), "float32")
+        Table = T.match_buffer(rope, (2 * chunk, angles // 2, 2), "float32")
+        Slots = T.match_buffer(slots, (batch,), "int32")
+        Position = T.match_buffer(position, (num_slots,), "int32")
+        Keys = T.match_buffer(keys, (layers, num_slots, 2 * chunk, z_dim), dtype)
+        Values = T.match_buffer(values_ring, (layers, num_slots, 2 * chunk, value_dim), dtype)
+        MemoryKeys = T.match_buffer(memory_keys, (layers, num_slots, 2 * chunk, z_dim), dtype)
+        Memory = T.match_buffer(memory, (layers, num_slots, heads, z_head, v_head), "float32")
+        Partial = T.match_buffer(partial, (batch, heads, splits + 1, v_head), "float32")
+        Scale = T.match_buffer(scale, (batch, heads, splits + 1, 2), "float32")
+        T.device_entry()
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": 2})
+        split, head, b = T.cta_id([splits, heads, batch])
+        tx = T.thread_id([_THREADS])
+        Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
+        Rows = T.decl_buffer((batch * heads * (splits + 1), v_head), "float32", data=Partial.data)
+        Kinds = T.decl_buffer((batch * heads * (splits + 1), 2), "float32", data=Scale.data)
+        slot = Slots[b]
+        if slot >= 0:
+            one_share(
+                (Projected, V, Gamma, Beta, Rope, Position, Keys, Values, MemoryKeys, Memory),
+                Rows,
+                Kinds,
+                layer,
+                slot,
+                b,
+                head,
+                split,
+                tx,
+            )
+
+    return attention_step
+
+
+@functools.cache
+def attention_combine(
+    batch: int, heads: int, z_head: int, v_head: int, model_dim: int, chunk: int, dtype: str
+):
+    """gated [B, E] = r * attention + memory read, from the shares of ``attention_step``.
+
+    r is ``projected`` [B, S+E+D] from column S on. What an idle row gets means nothing.
+    """
+    rows = attention_splits(batch, heads, chunk) + 1
+    z_dim, value_dim = heads * z_head, heads * v_head
+    columns = z_dim + value_dim + model_dim
+    width = vector_width("float32", v_head, z_dim, columns)
+    vectors = Vectors(width, "float32")
+    warps = min(_THREADS // WARP, rows)
+    tile = WARP * width
+    highest_of, total_of = warp_reduce(largest, WARP), warp_reduce(total, WARP)
+
+    @T.inline
+    def levels(Scale, b, head, highest, sum_exp, tx):
+        """The largest score, and the sum of exponentials against it."""
+        highest[0] = T.min_value("float32")
+        for i in T.serial(T.ceildiv(rows - tx % WARP, WARP)):
+            share = T.meta_var(tx % WARP + i * WARP)
+            if Scale[b, head, share, 1] > f32(0.0):
+                highest[0] = T.max(highest[0], Scale[b, head, share, 0])
+        highest_of(highest)
+        sum_exp[0] = f32(0.0)
+        for i in T.serial(T.ceildiv(rows - tx % WARP, WARP)):
+            share = T.meta_var(tx % WARP + i * WARP)
+            if Scale[b, head, share, 1] > f32(0.0):
+                sum_exp[0] = sum_exp[0] + Scale[b, head, share, 1] * T.exp(
+                    Scale[b, head, share, 0] - highest[0]
+                )
+        total_of(sum_exp)
+
+    @T.prim_func(private=True)
+    def attention_combine(partial: T.handle, scale: T.handle, projected: T.handle, gated: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        Partial = T.match_buffer(partial, (batch, heads, rows, v_head), "float32")
+        Scale = T.match_buffer(scale, (batch, heads, rows, 2), "float32")
+        Projected = T.match_buffer(projected, (batch, columns), "float32")
+        Gated = T.match_buffer(gated, (batch, value_dim), dtype)
+        T.device_entry()
+        part, head, b = T.cta_id([-(-v_head // tile), heads, batch])
+        tx = T.thread_id([WARP * warps])
+        Attended = T.alloc_shared((warps, tile), "float32")
+        Read = T.alloc_shared((warps, tile), "float32")
+        highest = T.alloc_local((1,), "float32")
+        sum_exp = T.alloc_local((1,), "float32")
+        attended = T.alloc_local((width,), "float32")
+        read = T.alloc_local((width,), "float32")
+        row = T.alloc_local((width,), "float32")
+        out = T.alloc_local((width,), dtype)
+        lane = T.meta_var(tx % WARP)
+        column = T.meta_var(T.min(part * tile + lane * width, v_head - width))
+        levels(Scale, b, head, highest, sum_exp, tx)
+        for j in T.unroll(width):
+            attended[j] = f32(0.0)
+            read[j] = f32(0.0)
+        for i in T.serial(T.ceildiv(rows - tx // WARP, warps)):
+            share = T.meta_var(tx // WARP + i * warps)
+            for j in T.vectorized(width):
+                row[j] = Partial[b, head, share, column + j]
+            if Scale[b, head, share, 1] > f32(0.0):
+                for j in T.unroll(width):
+                    attended[j] = (
+                        attended[j] + T.exp(Scale[b, head, share, 0] - highest[0]) * row[j]
+                    )
+            if Scale[b, head, share, 1] < f32(0.0):
+                for j in T.unroll(width):
+                    read[j] = read[j] + row[j]
+        for j in T.vectorized(width):
+            Attended[tx // WARP, lane * width + j] = attended[j]
+        for j in T.vectorized(width):
+            Read[tx // WARP, lane * width + j] = read[j]
+        T.tvm_storage_sync("shared")
+        if tx < WARP and part * tile + lane * width < v_head:
+            vectors.load_row(row, 0, Projected, b, z_dim + head * v_head + column)
+            for j in T.unroll(width):
+                attended[j] = total([Attended[w, lane * width + j] for w in range(warps)])
+                read[j] = total([Read[w, lane * width + j] for w in range(warps)])
+                out[j] = T.Cast(dtype, attended[j] / sum_exp[0] * row[j] + read[j])
+            for j in T.vectorized(width):
+                Gated[b, head * v_head + column + j] = out[j]
+
+    return attention_combine
