@@ -20,7 +20,7 @@ ORDERS = ("forward", "reverse", "shuffled")
 
 _NATIVE = Path(__file__).parent / "native"
 _COMPILER = ["g++", "-std=c++17", "-fPIC", "-pthread"]
-_DRIVER = ["driver.cpp", "scheduler.cpp", "memory.cpp"]
+_DRIVER = ["driver.cpp", "scheduler.cpp", "memory.cpp", "tensor_core.cpp"]
 # Kernels see their memory as whatever type suits them, and their integers wrap around. An index
 # into an array of known size is checked.
 _KERNEL_OPTIONS = [
@@ -77,13 +77,13 @@ def _build() -> Path:
         done = folder / "done"
         if not done.exists():
             _build_libraries(folder)
-            _run([*_KERNEL_OPTIONS, str(_NATIVE / "cuda_emulator.h"), "-o", "cuda_emulator.h.gch"], folder)
+            _run([*_KERNEL_OPTIONS, str(_NATIVE / "ptx.h"), "-o", "ptx.h.gch"], folder)
             done.touch()
     return folder
 
 
 def _build_libraries(folder: Path) -> None:
-    options = ["-O2", "-Wall", "-Wextra", "-Werror", "-shared"]
+    options = ["-O3", "-Wall", "-Wextra", "-Werror", "-shared"]
     driver = [str(_NATIVE / file) for file in _DRIVER]
     _run(
         [*options, "-Wl,-soname,libcuda.so.1", *driver, "-ldl", "-o", "libcuda.so.1"],

@@ -1,7 +1,309 @@
-"""Inline PTX assembly, turned into C++."""
+"""Inline PTX assembly, turned into C++: each instruction becomes a call of a function in ptx.h."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator
+
+# What the letters of an operand's kind mean in C++.
+_TYPES = {"h": "uint16_t", "w": "uint32_t", "d": "uint64_t", "f": "float", "p": "bool"}
+_ELEMENTS = {
+    "b8": "uint8_t",
+    "u8": "uint8_t",
+    "s8": "int8_t",
+    "b16": "uint16_t",
+    "u16": "uint16_t",
+    "s16": "int16_t",
+    "b32": "uint32_t",
+    "u32": "uint32_t",
+    "s32": "int32_t",
+    "f32": "float",
+    "b64": "uint64_t",
+    "u64": "uint64_t",
+    "s64": "int64_t",
+    "f64": "double",
+    "f16": "__half",
+    "bf16": "__nv_bfloat16",
+    "pred": "bool",
+}
+_ELEMENT = "|".join(_ELEMENTS)
+_MODIFIERS = r"(?:\.[\w:]+)*?"
+
+# Instruction (whole, as a pattern), function, and the kinds of its operands in order: "=" is
+# written, "&" is passed by its address, "?" may lack, "a" is an address, "m" a tensor map with its
+# coordinates; "t" is the type that ends the instruction. A function after "=" returns the result. Groups of the pattern that name a type
+# are template arguments. No function: nothing to do.
+_RULES: list[tuple[str, str, str]] = [
+    # tensor cores
+    (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(f16|bf16)\.\1\.f32", "mma", "=f w w f"),
+    (r"ldmatrix\.sync\.aligned\.m8n8\.x[124](?:\.shared(?:::cta)?)?\.b16", "ldmatrix", "=w a"),
+    (
+        r"ldmatrix\.sync\.aligned\.m8n8\.x[124]\.trans(?:\.shared(?:::cta)?)?\.b16",
+        "ldmatrix_trans",
+        "=w a",
+    ),
+    (r"stmatrix\.sync\.aligned\.m8n8\.x[124](?:\.shared(?:::cta)?)?\.b16", "stmatrix", "a w"),
+    (
+        r"stmatrix\.sync\.aligned\.m8n8\.x[124]\.trans(?:\.shared(?:::cta)?)?\.b16",
+        "stmatrix_trans",
+        "a w",
+    ),
+    # asynchronous copies
+    (
+        r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::(?:64|128|256)B)?",
+        "cp_async",
+        "a a w w?",
+    ),
+    (r"cp\.async\.commit_group", "cp_async_commit_group", ""),
+    (r"cp\.async\.wait_group", "cp_async_wait_group", "w"),
+    (r"cp\.async\.wait_all", "cp_async_wait_all", ""),
+    # barriers and warps
+    (r"(?:bar|barrier)(?:\.cta)?\.sync(?:\.aligned)?", "bar_sync", "w w?"),
+    (r"(?:bar|barrier)(?:\.cta)?\.arrive(?:\.aligned)?", "bar_arrive", "w w"),
+    (r"bar\.warp\.sync", "__syncwarp", "w"),
+    (r"elect\.sync", "elect", "=w =p w"),
+    (r"redux\.sync\.(add|min|max|and|or|xor)\.([bus]32)", "redux_{0}<{1}>", "=t t w"),
+    (r"griddepcontrol\.(?:wait|launch_dependents)", "", ""),
+    (r"(?:fence|membar)\.[\w.:]+", "", ""),
+    (r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32", "", "w"),
+    (r"nanosleep\.u32", "__nanosleep", "w"),
+    # memory
+    (rf"ld{_MODIFIERS}\.({_ELEMENT})", "load<{0}>", "=t a"),
+    (rf"st{_MODIFIERS}\.({_ELEMENT})", "store<{0}>", "a t"),
+    (rf"red{_MODIFIERS}\.add(?:\.noftz)?\.({_ELEMENT})", "atomic_add<{0}>", "a t"),
+    (rf"atom{_MODIFIERS}\.add(?:\.noftz)?\.({_ELEMENT})", "atomic_add<{0}>", "=t a t"),
+    (rf"atom{_MODIFIERS}\.exch\.({_ELEMENT})", "atomic_exchange<{0}>", "=t a t"),
+    (rf"atom{_MODIFIERS}\.cas\.({_ELEMENT})", "atomic_cas<{0}>", "=t a t t"),
+    (r"prefetch[\w.:]*", "", "a"),
+    (r"cvta\.to\.shared\.u64", "cvta_to_shared", "=d a"),
+    # arithmetic
+    (rf"mov\.({_ELEMENT})", "mov<{0}>", "=t t"),
+    (r"cvt\.u32\.u64", "mov<uint32_t>", "=w d"),
+    (r"cvt\.u64\.u32", "mov<uint64_t>", "=d w"),
+    (r"cvt\.rn\.f16x2\.f32", "cvt_f16x2", "=w f f"),
+    (r"cvt\.rn\.bf16x2\.f32", "cvt_bf16x2", "=w f f"),
+    (rf"setp\.(eq|ne|lt|le|gt|ge|lo|ls|hi|hs)\.({_ELEMENT})", "setp_{0}<{1}>", "=p t t"),
+    (rf"selp\.({_ELEMENT})", "selp<{0}>", "=t t t p"),
+    (r"ex2\.approx(?:\.ftz)?\.f32", "=std::exp2", "=f f"),
+    (r"lg2\.approx(?:\.ftz)?\.f32", "=std::log2", "=f f"),
+    (r"tanh\.approx\.f32", "=std::tanh", "=f f"),
+    (r"rcp\.(?:approx|rn)(?:\.ftz)?\.f32", "=__frcp_rn", "=f f"),
+    (r"rsqrt\.approx(?:\.ftz)?\.f32", "=rsqrtf", "=f f"),
+    (r"sqrt\.(?:approx|rn)(?:\.ftz)?\.f32", "=std::sqrt", "=f f"),
+    (r"fma\.rn(?:\.ftz)?\.f32", "=std::fma", "=f f f f"),
+    (r"(?:add|max|min|mul)(?:\.rn)?(?:\.ftz)?\.f32", "=f32_{name}", "=f f f"),
+]
+
+_ASSEMBLY = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
+_LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_LABEL = re.compile(r"([A-Za-z_$][\w$]*)\s*:(?!:)\s*")
+
+
+class AssemblyError(ValueError):
+    """Assembly that the emulator cannot run."""
+
 
 def translate_assembly(source: str) -> str:
-    return source
+    """Every ``asm(...)`` statement of C++ source becomes a block of C++."""
+    pieces, done = [], 0
+    for number in itertools.count():
+        match = _ASSEMBLY.search(source, done)
+        if match is None:
+            return "".join(pieces) + source[done:]
+        end = _closing(source, match.end() - 1)
+        pieces += [source[done : match.start()], _Block(source[match.end() : end], number).text()]
+        done = source.index(";", end) + 1
+
+
+def _closing(text: str, at: int) -> int:
+    """Where the parenthesis that opens at ``at`` closes."""
+    depth = 0
+    while True:
+        if text[at] == '"':
+            literal = _LITERAL.match(text, at)
+            assert literal is not None
+            at = literal.end()
+            continue
+        depth += {"(": 1, ")": -1}.get(text[at], 0)
+        if depth == 0:
+            return at
+        at += 1
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """The parts of text between separators that no bracket or string encloses."""
+    parts, depth, start, at = [], 0, 0, 0
+    while at < len(text):
+        if text[at] == '"':
+            literal = _LITERAL.match(text, at)
+            assert literal is not None
+            at = literal.end()
+            continue
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(text[at], 0)
+        if depth == 0 and text[at] == separator:
+            parts.append(text[start:at])
+            start = at + 1
+        at += 1
+    return [part.strip() for part in [*parts, text[start:]]]
+
+
+@dataclasses.dataclass
+class _Statement:
+    labels: list[str]
+    text: str
+
+
+def _statements(assembly: str) -> Iterator[_Statement]:
+    """Instructions and declarations, each with the labels before it; scopes are left out."""
+    assembly = re.sub(r"//[^\n]*|/\*.*?\*/", " ", assembly, flags=re.S)
+    labels: list[str] = []
+    while assembly := assembly.lstrip():
+        if assembly[0] in "{}":
+            assembly = assembly[1:]
+        elif label := _LABEL.match(assembly):
+            labels.append(label[1])
+            assembly = assembly[label.end() :]
+        else:
+            text, _, assembly = assembly.partition(";")
+            yield _Statement(labels, text.strip())
+            labels = []
+    if labels:
+        yield _Statement(labels, "")
+
+
+class _Block:
+    """One asm statement."""
+
+    def __init__(self, body: str, number: int) -> None:
+        template, *operands = _split(body, ":")
+        self._number = number
+        raw = "".join(literal[1] for literal in _LITERAL.finditer(template))
+        self._assembly = raw.replace("\\n", "\n").replace("\\t", "\t").replace("\\r", "")
+        # Outputs, then inputs; the third list is of clobbers.
+        self._operands = []
+        for operand in (part for group in operands[:2] for part in _split(group, ",") if part):
+            constraint, _, expression = operand.partition("(")
+            self._operands.append((constraint.strip().strip('"'), f"({expression}"))
+
+    def text(self) -> str:
+        declarations, lines = [], []
+        for statement in _statements(self._assembly):
+            lines += [f"{self._label(label)}:;" for label in statement.labels]
+            if statement.text.startswith(".reg"):
+                kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", statement.text, re.S).groups()
+                registers = ", ".join(self._register(name.strip()) for name in names.split(","))
+                declarations.append(f"{_ELEMENTS[kind]} {registers};")
+            elif statement.text:
+                lines.append(self._instruction(statement.text))
+        return "{ " + "\n".join([*declarations, *lines]) + " }"
+
+    def _label(self, name: str) -> str:
+        return f"label_{name}_{self._number}"
+
+    @staticmethod
+    def _register(name: str) -> str:
+        return f"register_{name.lstrip('%')}"
+
+    def _instruction(self, text: str) -> str:
+        condition = ""
+        if text.startswith("@"):
+            guard, text = text[1:].split(None, 1)
+            condition = f"if ({'!' if guard[0] == '!' else ''}{self._value(guard.lstrip('!'))}) "
+        opcode, _, rest = text.partition(" ")
+        operands = _split(rest, ",") if rest.strip() else []
+        if opcode in ("bra", "bra.uni"):
+            return f"{condition}goto {self._label(operands[0])};"
+        return condition + self._call(opcode, operands)
+
+    def _call(self, opcode: str, operands: list[str]) -> str:
+        for pattern, function, kinds in _RULES:
+            match = re.fullmatch(pattern, opcode)
+            if match is not None:
+                break
+        else:
+            raise AssemblyError(f"the emulated device does not know the instruction {opcode}")
+        types = [_ELEMENTS.get(group, group) for group in match.groups()]
+        function = function.format(*types, name=opcode.split(".")[0])
+        if "<" not in function and types:
+            function += f"<{', '.join(types)}>"
+        return _Call(self, opcode, function, types, kinds.split()).text(operands)
+
+    def _value(self, operand: str) -> str:
+        """The C++ expression of a register, an operand of the asm statement, or a number."""
+        if re.fullmatch(r"%\d+", operand):
+            return self._operands[int(operand[1:])][1]
+        if re.fullmatch(r"-?(?:0[xX][\da-fA-F]+|\d+)", operand):
+            return operand
+        name = operand.lstrip("%")
+        if name in _SPECIAL:
+            return _SPECIAL[name]
+        return self._register(name)
+
+
+_SPECIAL = {
+    "laneid": "emulator::current->lane",
+    "globaltimer_lo": "0u",
+    "cluster_ctarank": "emulator::current->block->rank_in_cluster",
+    "cluster_ctaid.x": "emulator::current->block->index_in_cluster.x",
+    "cluster_ctaid.y": "emulator::current->block->index_in_cluster.y",
+    "cluster_ctaid.z": "emulator::current->block->index_in_cluster.z",
+}
+
+
+class _Call:
+    """An instruction's call: operands in, function, operands out."""
+
+    def __init__(
+        self, block: _Block, opcode: str, function: str, types: list[str], kinds: list[str]
+    ) -> None:
+        self._block, self._opcode, self._function = block, opcode, function
+        self._types, self._kinds = types, kinds
+        self._before: list[str] = []
+        self._after: list[str] = []
+        self._arguments: list[str] = []
+
+    def text(self, operands: list[str]) -> str:
+        # `d|p` are two operands.
+        operands = [part for operand in operands for part in _split(operand, "|")]
+        wanted = sum(not kind.endswith("?") for kind in self._kinds)
+        if not wanted <= len(operands) <= len(self._kinds):
+            raise AssemblyError(f"{self._opcode} has {len(operands)} operands, wanted {wanted}")
+        if not self._function:
+            return ";"
+        for operand, kind in zip(operands, self._kinds, strict=False):
+            self._operand(operand, kind.rstrip("?"))
+        if self._function.startswith("="):
+            result, *arguments = self._arguments
+            call = f"{result}[0] {self._function}({', '.join(arguments)});"
+        else:
+            call = f"{self._function}({', '.join(self._arguments)});"
+        return " ".join(["{ using namespace emulator::ptx;", *self._before, call, *self._after, "}"])
+
+    def _operand(self, operand: str, kind: str) -> None:
+        name = f"operand_{len(self._arguments)}"
+        self._arguments.append(name)
+        letter = kind[-1]
+        if letter == "a":
+            base, plus, offset = operand.strip("[]").partition("+")
+            value = self._block._value(base.strip())
+            self._before.append(f"auto* const {name} = address({value}) {plus} {offset};")
+            return
+        element = self._types[-1] if letter == "t" else _TYPES[letter]
+        group = operand.startswith("{")
+        members = _split(operand.strip("{}"), ",")
+        values = [None if m == "_" else self._block._value(m) for m in members]
+        if kind[0] == "&":
+            pointers = ", ".join(f"&{value}" for value in values)
+            self._before.append(f"{element}* const {name}[] = {{{pointers}}};")
+        elif kind[0] == "=":
+            self._before.append(f"{element} {name}[{len(values)}];")
+            self._after += [
+                f"put({value}, {name}[{i}]);" for i, value in enumerate(values) if value is not None
+            ]
+        elif group:
+            cast = ", ".join(f"as<{element}>({value})" for value in values)
+            self._before.append(f"const {element} {name}[] = {{{cast}}};")
+        else:
+            self._before.append(f"const {element} {name} = as<{element}>({values[0]});")

@@ -48,7 +48,7 @@ def translate(source: str) -> str:
     source = translate_assembly(_INCLUDE.sub("", source))
     kernels = [kernel for kernel in _KERNEL.finditer(source) if kernel[2] == "{"]
     ends = [*(kernel.start() for kernel in kernels), len(source)]
-    pieces = ['#include "cuda_emulator.h"\n', source[: ends[0]]]
+    pieces = ['#include "ptx.h"\n', source[: ends[0]]]
     for kernel, end in zip(kernels, ends[1:], strict=True):
         body, shared = _place_shared(source[kernel.start() : end])
         pieces += [body, f"\nEMULATOR_KERNEL({kernel[1]}, {shared})\n"]

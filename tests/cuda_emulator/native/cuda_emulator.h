@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "execution.h"
+#include "float16.h"
 
 #define __CUDACC_VER_MAJOR__ 13
 #define __CUDACC_VER_MINOR__ 0
@@ -56,18 +57,6 @@ EMULATOR_VECTORS(double, double, 16, 16)
 
 // ---- bits ----------------------------------------------------------------------------------
 
-namespace emulator {
-
-template <class To, class From>
-inline To bits(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-}  // namespace emulator
-
 inline unsigned __float_as_uint(float x) { return emulator::bits<unsigned>(x); }
 inline int __float_as_int(float x) { return emulator::bits<int>(x); }
 inline float __uint_as_float(unsigned x) { return emulator::bits<float>(x); }
@@ -84,36 +73,6 @@ inline unsigned __brev(unsigned x) {
 // ---- half precision ------------------------------------------------------------------------
 
 namespace emulator {
-
-inline float from_half(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16;
-  const uint32_t magnitude = h & 0x7FFF;
-  if (magnitude >= 0x7C00) return bits<float>(sign | 0x7F800000 | (magnitude & 0x3FF) << 13);
-  // The magnitude's bits as those of a float are the value times 2^-112, exactly.
-  return bits<float>(sign | bits<uint32_t>(bits<float>(magnitude << 13) * 0x1p112f));
-}
-
-// To nearest, ties to even.
-inline uint16_t to_half(float x) {
-  const uint32_t word = bits<uint32_t>(x);
-  const uint16_t sign = word >> 16 & 0x8000;
-  const uint32_t magnitude = word & 0x7FFFFFFF;
-  if (magnitude > 0x7F800000) return 0x7FFF;
-  if (magnitude >= 0x477FF000) return sign | 0x7C00;
-  if (magnitude < 0x38800000) {
-    // Subnormal: adding 1/2 puts the rounding where the last bit is.
-    return sign | static_cast<uint16_t>(bits<uint32_t>(bits<float>(magnitude) + 0.5f) - 0x3F000000);
-  }
-  return sign | static_cast<uint16_t>((magnitude - 0x38000000 + 0xFFF + (magnitude >> 13 & 1)) >> 13);
-}
-
-inline float from_bfloat16(uint16_t b) { return bits<float>(static_cast<uint32_t>(b) << 16); }
-
-inline uint16_t to_bfloat16(float x) {
-  const uint32_t word = bits<uint32_t>(x);
-  if ((word & 0x7FFFFFFF) > 0x7F800000) return 0x7FFF;
-  return static_cast<uint16_t>((word + 0x7FFF + (word >> 16 & 1)) >> 16);
-}
 
 // A 16-bit floating-point number; arithmetic rounds the float32 result.
 template <class Self, float (*Load)(uint16_t), uint16_t (*Store)(float)>

@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 namespace emulator {
 
@@ -62,6 +63,12 @@ void collective(uint32_t mask, Operation operation, void* operand);
 // Arrives at a named barrier of `threads` threads (0: all of the block that have not ended) and,
 // with `wait`, waits for it. Returns the sum of `value` over these threads.
 int barrier(unsigned id, unsigned threads, bool wait, int value);
+// Does a copy, at once or not before it is waited for.
+void copy_async(std::function<void()> copy);
+// This thread's copies since the last commit become a group.
+void commit_copies();
+// Waits for all groups of this thread but the last `groups`.
+void wait_copies(unsigned groups);
 // Lets other fibers run.
 void yield();
 // Ends the launch with a message.

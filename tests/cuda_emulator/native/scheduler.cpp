@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <new>
 #include <thread>
@@ -38,6 +39,31 @@ struct BlockState : Block {
   unsigned warps;
   Warp* first_warp;
   Barrier barriers[kBarriers];
+};
+
+// Asynchronous work of a thread or a warp, in groups that are waited for.
+class Deferred {
+ public:
+  void add(std::function<void()> work) { open_.push_back(std::move(work)); }
+  void commit() {
+    groups_.push_back(std::move(open_));
+    open_.clear();
+  }
+  // Does the work of all groups but the last `left`.
+  void wait(size_t left) {
+    while (groups_.size() > left) {
+      for (const auto& work : groups_.front()) work();
+      groups_.pop_front();
+    }
+  }
+  void clear() {
+    open_.clear();
+    groups_.clear();
+  }
+
+ private:
+  std::vector<std::function<void()>> open_;
+  std::deque<std::vector<std::function<void()>>> groups_;
 };
 
 }  // namespace
@@ -92,6 +118,8 @@ class Worker {
   void next();
   void end_thread();
   [[noreturn]] void fail(const std::string& message);
+  bool late() const { return picker_.order == Order::kReverse; }
+  Deferred& copies() { return copies_[current - threads_.data()]; }
 
   std::string failure;
 
@@ -104,6 +132,7 @@ class Worker {
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   std::vector<BlockState> blocks_;
+  std::vector<Deferred> copies_;  // of each thread
   std::vector<unsigned char*> stacks_, arenas_;
   size_t live_ = 0;  // threads that have not ended
   Picker picker_{Order::kForward};
@@ -172,6 +201,8 @@ void Worker::start(const Launch& launch, uint64_t cluster) {
   warps_.resize(count * warps);
   blocks_.resize(count);
   live_ = threads_.size();
+  copies_.resize(threads_.size());
+  for (Deferred& copies : copies_) copies.clear();
   while (arenas_.size() < count) arenas_.push_back(map(kArenaSize));
   for (unsigned rank = 0; rank < count; ++rank) {
     BlockState& block = blocks_[rank];
@@ -383,6 +414,22 @@ int barrier(unsigned id, unsigned threads, bool wait, int value) {
     worker->next();
   }
   return barrier.result;
+}
+
+void copy_async(std::function<void()> copy) {
+  if (worker->late()) {
+    worker->copies().add(std::move(copy));
+  } else {
+    copy();
+  }
+}
+
+void commit_copies() {
+  if (worker->late()) worker->copies().commit();
+}
+
+void wait_copies(unsigned groups) {
+  if (worker->late()) worker->copies().wait(groups);
 }
 
 void yield() { worker->next(); }

@@ -7,7 +7,8 @@
 
 namespace emulator {
 
-// Which fiber goes on where several can. A kernel that lacks a barrier gives other results in
+// Which fiber goes on where several can; in the reverse order, asynchronous work is done as late as
+// may be, in the others at once. A kernel that lacks a barrier or a wait gives other results in
 // another order.
 enum class Order { kForward, kReverse, kShuffled };
 
