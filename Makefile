@@ -11,7 +11,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 GECKO := $(BIN)/gecko-mlc
-PACKAGING := pyproject.toml CMakeLists.txt build/targets.toml gecko_mlc/__init__.py
+PACKAGING := pyproject.toml CMakeLists.txt build/targets.toml gecko_mlc/__init__.py $(wildcard gecko_mlc/native/*)
 
 DEMO := build/demo
 CHECKPOINT := tools/demo

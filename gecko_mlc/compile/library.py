@@ -66,7 +66,7 @@ def compile_library(
     metadata = library_metadata(config, quantization, target, model.kernels, parameters)
     if any(row["pack"] for row in metadata["params"]):
         module.update(_packing(model.kernels))
-    export(build(_with_metadata(module, metadata), target, dump), output)
+    export(build(with_metadata(module, metadata), target, dump), output)
 
 
 def _model(config: GeckoConfig, dtype: str, target: CompileTarget) -> Gecko:
@@ -148,7 +148,8 @@ def _parameter(config: GeckoConfig, name: str, parameter) -> dict[str, Any]:
     return row
 
 
-def _with_metadata(module: tvm.IRModule, metadata: dict[str, Any]) -> tvm.IRModule:
+def with_metadata(module: tvm.IRModule, metadata: dict[str, Any]) -> tvm.IRModule:
+    """The module with a function ``_metadata`` that returns the metadata in JSON."""
     builder = relax.BlockBuilder(module)
     with builder.function("_metadata", params=[]):
         builder.emit_func_output(StringImm(json.dumps(metadata)))

@@ -28,7 +28,7 @@ def find_nvcc() -> Path:
             return nvcc
     raise CompileError(
         "found no nvcc in CUDA_HOME, PATH or this Python's packages, wanted NVIDIA's compiler for "
-        "a cuda target: pip install 'gecko-mlc[cuda]', or install the CUDA toolkit; "
+        "a cuda target: pip install 'gecko-mlc[nvcc]', or install the CUDA toolkit; "
         "running a finished library needs none"
     )
 

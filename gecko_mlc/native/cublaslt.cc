@@ -116,8 +116,8 @@ class Products {
     if (library_ == nullptr) library_ = new CublasLt(path);  // for the life of the process
     Handle handle;
     library_->Check(library_->Create(&handle), "cublasLtCreate");
-    devices_.emplace(workspace.device().device_id,
-                     DeviceState{handle, std::move(workspace), {}});
+    int device = workspace.device().device_id;
+    devices_.emplace(device, DeviceState{handle, std::move(workspace), {}});
   }
 
   // out [m, n] = a [m, k] times w [n, k] transposed; float16, bfloat16 or float32, and float32

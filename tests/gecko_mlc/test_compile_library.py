@@ -11,7 +11,7 @@ import pytest
 
 from gecko_mlc.checkpoint import convert, random_checkpoint, write_chat_config
 from gecko_mlc.cli import main
-from gecko_mlc.compile import CompileError, cache
+from gecko_mlc.compile import CompileError, build, cache
 from gecko_mlc.compile import library as compiler
 from gecko_mlc.compile.library import compile_library
 from gecko_mlc.compile.targets import TargetError, resolve, vector_unit
@@ -94,7 +94,7 @@ def test_compile_verb(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_without_a_linker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    monkeypatch.setattr(build.shutil, "which", lambda name: None)
     with pytest.raises(
         CompileError, match=r"neither g\+\+ nor clang\+\+.*install a C\+\+ compiler"
     ):

@@ -55,7 +55,8 @@ def run_installed(site: Path, code: str) -> str:
 
 
 def test_name_version_and_script(wheel: Path, site: Path) -> None:
-    assert wheel.name == f"gecko_mlc-{gecko_mlc.__version__}-py3-none-any.whl"
+    platform = sysconfig.get_platform().replace("-", "_")
+    assert wheel.name == f"gecko_mlc-{gecko_mlc.__version__}-py3-none-{platform}.whl"
     (info,) = site.glob("gecko_mlc-*.dist-info")
     metadata = email.message_from_string((info / "METADATA").read_text(encoding="utf-8"))
     assert (metadata["Name"], metadata["Version"]) == ("gecko-mlc", gecko_mlc.__version__)
@@ -74,6 +75,18 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
         for package in PACKAGES
         for path in (CHECKOUT / package).rglob("*.py")
     }
+    data = {name for name in names if not name.endswith(".py")}
+    presets = {f"gecko_mlc/presets/{name}.json" for name in ("tiny", "small", "7b")}
+    assert data == {"gecko_mlc/lib/libgecko_mlc.so", "gecko_mlc/targets.toml", *presets}
+
+
+def test_an_installed_package_has_its_native_library(site: Path) -> None:
+    shown = run_installed(
+        site,
+        "from gecko_mlc.runtime import native; native.load()\n"
+        "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'gecko_mlc' in line})",
+    )
+    assert shown.split() == [str(site / "gecko_mlc" / "lib" / "libgecko_mlc.so")]
 
 
 def test_an_installed_package_has_its_presets(site: Path) -> None:
