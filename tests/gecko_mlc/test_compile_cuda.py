@@ -245,7 +245,8 @@ def test_with_the_compiler_of_the_python_package(monkeypatch: pytest.MonkeyPatch
     ]
     monkeypatch.setattr(nvcc, "find_nvcc", lambda: package)
     source = '#include <cuda_bf16.h>\nextern "C" __global__ void k(nv_bfloat16* x) { *x = 1; }'
-    assert nvcc.compile_cuda(source, resolve("cuda-sm90a")).startswith(b"\x50\xed\x55\xba")
+    target = CudaTarget("one", "sm_90a", ("sm_90a",))
+    assert nvcc.compile_cuda(source, target).startswith(b"\x50\xed\x55\xba")
 
 
 def test_the_compilers_own_message(tmp_path: Path) -> None:
