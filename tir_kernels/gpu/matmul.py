@@ -10,18 +10,16 @@ from .register_tile import RegisterTile
 from .tensor_core import CHUNK, TensorTile
 from .vectors import vector_width
 
+# Smaller tiles are taken where large ones would be fewer than this: half a large GPU's
+# multiprocessors, each of which holds one.
+_FEW_TILES = 64
 
-@functools.cache
-def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str):
-    """y [m, N] of ``out_dtype``, each element rounded once from a float32 sum.
 
-    Tiles of the same columns run together: what is read of w serves all rows from the cache.
+def _tile_kernel(tile: TensorTile | RegisterTile, inputs: int, outputs: int, out_dtype: str):
+    """An inline (A, W, Y, arena, m, number, tx): tile ``number`` of y, those of a column together.
+
+    What is read of w then serves all rows from the cache.
     """
-    tile: TensorTile | RegisterTile
-    if dtype != "float32" and inputs % CHUNK == 0:
-        tile = TensorTile(dtype, rows=128, columns=256, warp_rows=2, warp_columns=4)
-    else:
-        tile = RegisterTile()
     vector = vector_width(out_dtype, tile.width, outputs)
 
     def inside(depth):
@@ -47,6 +45,68 @@ def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str):
         for j in T.vectorized(vector):
             Y[row, column + j] = rounded[j]
 
+    @T.inline
+    def compute(A, W, Y, arena, m, number, tx):
+        row0: T.int32 = number % T.ceildiv(m, tile.rows) * tile.rows
+        column0: T.int32 = number // T.ceildiv(m, tile.rows) * tile.columns
+        sums = T.alloc_local((tile.accumulators,), "float32")
+        shared = tile.shared(arena)
+        for i in T.unroll(tile.accumulators):
+            sums[i] = T.float32(0)
+        product((A, W, m, row0, column0), shared, sums, -(-inputs // tile.depth), tx)
+        for run in T.unroll(tile.accumulators // tile.width):
+            row: T.let = row0 + tile.row(tx, run)
+            column: T.let = column0 + tile.column(tx, run)
+            if row < m:
+                for j in T.unroll(tile.width // vector):
+                    if column + j * vector < outputs:
+                        store(Y, row, column + j * vector, sums, run * tile.width + j * vector)
+
+    return compute
+
+
+@functools.cache
+def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str):
+    """y [m, N] of ``out_dtype``, each element rounded once from a float32 sum.
+
+    On tensor cores there are three sizes of tiles: one is good at many rows, the second fills the
+    machine where these tiles would be few, the third reads w at memory speed for up to 64 rows.
+    """
+    large: TensorTile | RegisterTile
+    middle: TensorTile | RegisterTile
+    small: TensorTile | RegisterTile
+    if dtype != "float32" and inputs % CHUNK == 0:
+        large = TensorTile(dtype, 128, 256, warp_rows=2, warp_columns=4, stages=4)
+        middle = TensorTile(dtype, 128, 128, warp_rows=2, warp_columns=4, stages=6)
+        small = TensorTile(dtype, 64, 32, warp_rows=4, warp_columns=2, stages=16)
+    else:
+        large = middle = small = RegisterTile()
+    by_large, by_middle, by_small = (
+        _tile_kernel(tile, inputs, outputs, out_dtype) for tile in (large, middle, small)
+    )
+
+    def tiles(tile, m):
+        return T.ceildiv(m, tile.rows) * -(-outputs // tile.columns)
+
+    def ctas(m):
+        return T.Select(
+            m <= small.rows,
+            tiles(small, m),
+            T.Select(tiles(large, m) <= _FEW_TILES, tiles(middle, m), tiles(large, m)),
+        )
+
+    @T.inline
+    def choose(A, W, Y, arena, m, number, tx):
+        if m <= small.rows:
+            by_small(A, W, Y, arena, m, number, tx)
+        else:
+            if tiles(large, m) <= _FEW_TILES:
+                by_middle(A, W, Y, arena, m, number, tx)
+            else:
+                by_large(A, W, Y, arena, m, number, tx)
+
+    compute = choose if small is not large else by_large
+
     @T.prim_func(private=True)
     def matmul(a: T.handle, w: T.handle, y: T.handle):
         T.func_attr({"tirx.noalias": True})
@@ -55,30 +115,9 @@ def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str):
         W = T.match_buffer(w, (outputs, inputs), dtype)
         Y = T.match_buffer(y, (m, outputs), out_dtype)
         T.device_entry()
-        row_tile, column_tile = T.cta_id(
-            [(m + tile.rows - 1) // tile.rows, (outputs + tile.columns - 1) // tile.columns]
-        )
-        tx = T.thread_id([tile.threads])
-        arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
-        shared = tile.shared(arena)
-        sums = T.alloc_local((tile.accumulators,), "float32")
-        for i in T.unroll(tile.accumulators):
-            sums[i] = T.float32(0)
-        product(
-            (A, W, m, row_tile * tile.rows, column_tile * tile.columns),
-            shared,
-            sums,
-            (inputs + tile.depth - 1) // tile.depth,
-            tx,
-        )
-        for run in T.unroll(tile.accumulators // tile.width):
-            row: T.let = row_tile * tile.rows + tile.row(tx, run)
-            column: T.let = column_tile * tile.columns + tile.column(tx, run)
-            if row < m:
-                for part in T.unroll(tile.width // vector):
-                    if column + part * vector < outputs:
-                        store(
-                            Y, row, column + part * vector, sums, run * tile.width + part * vector
-                        )
+        number = T.cta_id([ctas(m)])
+        tx = T.thread_id([large.threads])
+        arena = T.alloc_buffer((large.shared_bytes,), "uint8", scope=large.scope)
+        compute(A, W, Y, arena, m, number, tx)
 
     return matmul

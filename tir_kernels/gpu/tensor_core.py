@@ -51,7 +51,7 @@ def multiply_add(dtype: str, sums, indices, left, a, right, b):
 class TensorTile:
     """rows x columns by warp_rows x warp_columns warps; the right operand is [N, K] or [K, N].
 
-    [N, K] rows are dealt to the 8x8 matrices so that a thread's columns are runs of eight.
+    Rows of an [N, K] are dealt to the 8x8 matrices so that a thread's columns come in runs of 8.
     """
 
     dtype: str
@@ -83,7 +83,7 @@ class TensorTile:
 
     @property
     def width(self) -> int:
-        return 2 if self.right_by_depth else 8
+        return 2 if self.right_by_depth else 2 * min(4, self._tiles[1])
 
     @property
     def accumulators(self) -> int:
@@ -152,14 +152,14 @@ class TensorTile:
         down, across = self._tiles
         chunks = depth // CHUNK
         warp_rows_size, warp_columns_size = rows // self.warp_rows, columns // self.warp_columns
-        by_depth = self.right_by_depth
+        by_depth, width = self.right_by_depth, self.width
         right_base = rows * depth
 
         def left_target(row, chunk):
             return row * depth + self._slot(row % 8, chunk) * CHUNK
 
         def right_rank(column):
-            return column % 2 + column // 8 % 4 * 2
+            return column % 2 + column // width % 4 * 2
 
         def right_target(column, chunk):
             return right_base + column * depth + self._slot(right_rank(column), chunk) * CHUNK
@@ -185,10 +185,12 @@ class TensorTile:
 
         @T.inline
         def fetch(operands, shared, step, tx):
-            for i in T.unroll(rows * chunks // threads):
-                copy_left(operands, shared, step % stages * stage_size, step, tx + i * threads)
-            for i in T.unroll(columns * chunks // threads):
-                copy_right(operands, shared, step % stages * stage_size, step, tx + i * threads)
+            for i in T.unroll(-(-rows * chunks // threads)):
+                if tx + i * threads < rows * chunks:
+                    copy_left(operands, shared, step % stages * stage_size, step, tx + i * threads)
+            for i in T.unroll(-(-columns * chunks // threads)):
+                if tx + i * threads < columns * chunks:
+                    copy_right(operands, shared, step % stages * stage_size, step, tx + i * threads)
 
         def load_left(shared, base, registers, i: int, k, tx):
             """Rows 0-7 and 8-15 at k, then both at k + 8, of the warp's tile ``i``."""
@@ -206,9 +208,10 @@ class TensorTile:
                 chunk = first // CHUNK + 2 * pair + lane // 16
                 source = base + right_depth_target(row, chunk)
             else:
-                # Tiles 4g to 4g+3 cover 32 columns; column 2q + e of the j-th is q * 8 + 2j + e.
-                column = first + lane % 8 // 2 * 8 + lane // 16 * 2 + lane % 2
-                offset = (pair // 2 * 32 + pair % 2 * 4) * depth
+                # The tiles of one run: column 2q + e of the j-th is the run's q * width + 2j + e.
+                column = first + lane % 8 // 2 * width + lane // 16 * 2 + lane % 2
+                pairs = width // 4
+                offset = (pair // pairs * 4 * width + pair % pairs * 4) * depth
                 source = base + offset + right_target(column, k * 2 + lane // 8 % 2)
             return load_matrices(registers, 4 * pair, shared.ptr_to([source]), by_depth)
 

@@ -9,9 +9,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from gpu.gpu_runner import GpuKernel
 from kernel_runner import DTYPES, assert_near, silu, softmax
 
+from gpu.gpu_runner import GpuKernel
 from tir_kernels.gpu.attention import prefill
 
 LAYERS, SLOTS, LAYER, SLOT = 2, 3, 1, 2

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu.gpu_runner import GpuKernel
 from kernel_runner import DTYPES, assert_near
 
+from gpu.gpu_runner import GpuKernel
 from tir_kernels.gpu.matmul import matmul
 
-# Inputs, outputs, dtype, dtype of the product. The depth of a tile is 32 on tensor cores, 8 in
-# registers; rows of a multiple of 8 elements go to tensor cores.
+# Inputs, outputs, dtype, dtype of the product, rows. The depth of a tile is 32 on tensor cores, 8 in
+# registers; rows of a multiple of 8 elements go to tensor cores. Up to 64 rows have small tiles, and
+# only many columns have large ones.
 SHAPES = {
-    "whole tiles": (160, 256, "bfloat16", "bfloat16"),
-    "part of a tile": (72, 300, "float16", "float16"),
-    "less than the pipeline is deep": (24, 31, "bfloat16", "float32"),
-    "float32": (44, 200, "float32", "float32"),
-    "odd float32": (37, 53, "float32", "float32"),
-    "odd bfloat16": (19, 130, "bfloat16", "bfloat16"),
+    "small and middle tiles": (160, 256, "bfloat16", "bfloat16", (1, 64, 128)),
+    "parts of tiles": (72, 300, "float16", "float16", (17, 130)),
+    "large tiles": (40, 16500, "bfloat16", "float32", (66,)),
+    "float32": (44, 200, "float32", "float32", (1, 130)),
+    "odd float32": (37, 53, "float32", "float32", (17,)),
+    "odd bfloat16": (19, 130, "bfloat16", "bfloat16", (130,)),
 }
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
-def test_matmul(shape: tuple[int, int, str, str]) -> None:
-    inputs, outputs, dtype, out_dtype = shape
-    kernel = GpuKernel(matmul(*shape))
+def test_matmul(shape: tuple[int, int, str, str, tuple[int, ...]]) -> None:
+    inputs, outputs, dtype, out_dtype, rows = shape
+    kernel = GpuKernel(matmul(inputs, outputs, dtype, out_dtype))
     rng = np.random.default_rng(inputs)
     w = rng.standard_normal((outputs, inputs)).astype(DTYPES[dtype])
-    for m in (1, 17, 130):
+    for m in rows:
         a = rng.standard_normal((m, inputs)).astype(DTYPES[dtype])
         y = kernel(a, w, np.full((m, outputs), np.nan, DTYPES[out_dtype]))
         wanted = a.astype(np.float64) @ w.astype(np.float64).T
