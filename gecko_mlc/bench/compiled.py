@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gecko_mlc.bench.timing import Action
 from gecko_mlc.runtime.engine import Engine, Sequence
-from tir_kernels.cost import Cost, Span, Work, commit, forward
+from gecko_mlc.runtime.sampling import Sampler, SamplingParams
+from tir_kernels.cost import Cost, Span, Work
+
+# The costs of one call, by operation.
+Forward = Callable[[Work], dict[str, Cost]]
 
 _ITEMSIZE = {"q0f32": 4, "q0f16": 2, "q0bf16": 2}
 
@@ -30,15 +36,22 @@ class Compiled:
             sequence.position = position
         return self._sequences[:batch]
 
-    def prefill(self, tokens: np.ndarray) -> Action:
+    def prefill(self, tokens: np.ndarray, cublaslt: bool = False) -> Action:
         """The last logits of ``tokens`` from position 0 on."""
         sequence = self._sequences[0]
-        return Action(lambda: sequence.prefill(tokens), lambda: self.at(0))
+        return self._with_products(lambda: sequence.prefill(tokens), cublaslt)
 
-    def score(self, tokens: np.ndarray) -> Action:
+    def score(self, tokens: np.ndarray, cublaslt: bool = False) -> Action:
         """All logits of ``tokens`` from position 0 on."""
         sequence = self._sequences[0]
-        return Action(lambda: sequence.score(tokens), lambda: self.at(0))
+        return self._with_products(lambda: sequence.score(tokens), cublaslt)
+
+    def _with_products(self, run: Callable[[], object], cublaslt: bool) -> Action:
+        def prepare() -> None:
+            self.at(0)
+            self.engine.cublaslt = cublaslt
+
+        return Action(run, prepare)
 
     def decode(self, tokens: np.ndarray, position: int, batch: int = 1) -> Action:
         """``tokens`` one after the other, the same for each of ``batch`` sequences."""
@@ -51,12 +64,32 @@ class Compiled:
 
         return Action(run, lambda: self.at(position))
 
+    def generate(self, tokens: np.ndarray, position: int, batch: int = 1) -> Action:
+        """As ``decode``; where the device samples, as many steps with tokens of its own choice.
+
+        There it takes two tokens or more.
+        """
+        if not self.engine.samples_on_device:
+            return self.decode(tokens, position, batch)
+        sequences, first = self._sequences[:batch], [int(tokens[0])] * batch
+        samplers = [Sampler(SamplingParams(temperature=0.0)) for _ in sequences]
+
+        def run() -> None:
+            steps = self.engine.steps(sequences, first, samplers)
+            for _ in tokens[1:]:
+                next(steps)  # begins one step more than it gives
+            self.engine.library.device.sync()
+
+        return Action(run, lambda: self.at(position))
+
     def work(self, spans: tuple[Span, ...], logits_rows: int) -> Work:
         """What a call on ``spans`` works on, for ``tir_kernels.cost``."""
         itemsize = _ITEMSIZE[self.engine.metadata["quantization"]]
         return Work(self.engine.config, itemsize, spans, logits_rows)
 
-    def prefill_costs(self, tokens: int, all_logits: bool = False) -> dict[str, Cost]:
+    def prefill_costs(
+        self, tokens: int, forward: Forward, commit: Forward, all_logits: bool = False
+    ) -> dict[str, Cost]:
         """By operation, of ``prefill`` (of ``score``: ``all_logits``) of so many tokens."""
         chunk = self.engine.config.chunk_size
         total: dict[str, Cost] = {}
@@ -67,9 +100,10 @@ class Compiled:
                 _add(total, commit(self.work((Span(start + chunk, 0),), 0)))
         return total
 
-    def decode_costs(self, position: int, batch: int) -> dict[str, Cost]:
+    def decode_costs(self, position: int, batch: int, forward: Forward) -> dict[str, Cost]:
         """By operation, of one step of ``decode``; the memory's update, once a chunk, apart."""
-        return forward(self.work((Span(position),) * batch, batch))
+        costs = forward(self.work((Span(position),) * batch, batch))
+        return {name: cost for name, cost in costs.items() if name != "last_row"}
 
 
 def _add(total: dict[str, Cost], more: dict[str, Cost]) -> None:

@@ -5,65 +5,90 @@ from __future__ import annotations
 import statistics
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Protocol
 
 from gecko_mlc.bench.timing import Action
-from gecko_mlc.runtime.library import Library
-from tir_kernels.cost import operation
+from gecko_mlc.runtime.engine import Engine
 
 _BUILTIN = "vm.builtin."
 # What the virtual machine runs between kernels beside its builtins: arithmetic on shapes.
 _SHAPE_FUNCTION = "shape_func"
 
 
-class KernelClock:
-    """Runs actions with a clock around every kernel; some tenths of a microsecond each."""
+class Timer(Protocol):
+    """Times stretches of a run: ``start`` and ``stop`` around each, ``finish`` gives the seconds
+    of all of them in order."""
 
-    def __init__(self, library: Library) -> None:
-        self._library = library
-        self._runs: list[tuple[Counter[str], dict[str, float]]] = []
-        self._calls: Counter[str] = Counter()
-        self._seconds: dict[str, float] = {}
-        self._start = 0.0
+    def begin(self) -> None: ...
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    def finish(self) -> list[float]: ...
+
+
+class HostTimer:
+    """For kernels that are over when their call returns; some tenths of a microsecond each."""
+
+    def begin(self) -> None:
+        self._seconds: list[float] = []
+
+    def start(self) -> None:
+        self._start = time.perf_counter()
+
+    def stop(self) -> None:
+        self._seconds.append(time.perf_counter() - self._start)
+
+    def finish(self) -> list[float]:
+        return self._seconds
+
+
+class KernelClock:
+    """Runs actions with a clock around every kernel.
+
+    ``operation`` gives the operation that a kernel's name stands for.
+    """
+
+    def __init__(self, engine: Engine, timer: Timer, operation: Callable[[str], str]) -> None:
+        self._engine, self._timer, self._operation = engine, timer, operation
+        self._runs: list[dict[str, float]] = []
+        self._names: list[str] = []
+        self._between = 0
 
     def action(self, plain: Action) -> Action:
         """``plain`` with the clock on, remembered apart for each run."""
 
         def run() -> None:
-            self._calls, self._seconds = Counter(), defaultdict(float)
-            self._library.set_instrument(self._around)
-            try:
+            self._names, self._between = [], 0
+            self._timer.begin()
+            with self._engine.observe(self._around):
                 plain.run()
-            finally:
-                self._library.set_instrument(None)
-            self._runs.append((self._calls, self._seconds))
+            seconds: dict[str, float] = defaultdict(float)
+            for name, time_taken in zip(self._names, self._timer.finish(), strict=True):
+                seconds[name] += time_taken
+            self._runs.append(seconds)
 
         return Action(run, plain.prepare)
 
     def kernels(self) -> dict[str, tuple[int, float]]:
         """Operation to calls in a run, and the median over runs of all of them in seconds."""
-        calls, _ = self._runs[-1]
         return {
-            name: (count, statistics.median(seconds[name] for _, seconds in self._runs))
-            for name, count in calls.items()
-            if name not in ("builtin", "shape")
+            name: (calls, statistics.median(seconds[name] for seconds in self._runs))
+            for name, calls in Counter(self._names).items()
         }
 
     def between(self) -> int:
         """Calls of the virtual machine's own functions in a run."""
-        calls, _ = self._runs[-1]
-        return calls["builtin"] + calls["shape"]
+        return self._between
 
     def _around(self, _function, name, before: bool, _result, *_arguments) -> int:
-        if before:
-            self._start = time.perf_counter()
+        if name.startswith((_BUILTIN, _SHAPE_FUNCTION)):
+            self._between += before
+        elif before:
+            self._names.append(self._operation(name))
+            self._timer.start()
         else:
-            seconds = time.perf_counter() - self._start
-            if name.startswith(_BUILTIN):
-                name = "builtin"
-            elif name.startswith(_SHAPE_FUNCTION):
-                name = "shape"
-            else:
-                name = operation(name)
-            self._calls[name] += 1
-            self._seconds[name] += seconds
+            self._timer.stop()
         return 0  # VMInstrumentReturnKind.NO_OP: go on with the call

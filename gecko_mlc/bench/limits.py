@@ -36,10 +36,11 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 class Reader:
-    """Reads ``READ_BYTES`` of memory in the fastest way found here; ``name`` says which."""
+    """Reads ``bytes`` of memory in the fastest way found here; ``name`` says which."""
 
     def __init__(self, threads: int, torch: ModuleType | None, effort: Effort) -> None:
-        buffer = np.ones(READ_BYTES // 4, np.float32)  # written, so that every page is there
+        self.bytes = READ_BYTES
+        buffer = np.ones(self.bytes // 4, np.float32)  # written, so that every page is there
         slices = np.array_split(buffer, threads)
         pool = ThreadPoolExecutor(threads)
         ways = {"numpy.max": Action(lambda: list(pool.map(np.max, slices)))}
@@ -47,7 +48,7 @@ class Reader:
             ways["torch.sum"] = Action(torch.from_numpy(buffer).sum)
         timings = alternate(ways, effort)
         self.name = min(ways, key=lambda way: timings[way].median)
-        self.bandwidth = READ_BYTES / timings[self.name].median  # bytes per second
+        self.bandwidth = self.bytes / timings[self.name].median  # bytes per second
         self.action = ways[self.name]
 
 

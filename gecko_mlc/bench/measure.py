@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import os
+import shlex
+import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 import gecko_mlc
 from gecko_mlc.bench import memory, results
 from gecko_mlc.bench.compiled import Compiled
+from gecko_mlc.bench.cuda import Cuda
+from gecko_mlc.bench.host import Host
 from gecko_mlc.bench.kernel_clock import KernelClock
-from gecko_mlc.bench.limits import READ_BYTES, Reader, numpy_multiply_rate, processor
+from gecko_mlc.bench.random_parameters import fill_windows
 from gecko_mlc.bench.timing import Action, Effort, Timing, alternate
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime.engine import Engine
 from tir_kernels.cost import PRODUCTS, Cost, Span
-
-if TYPE_CHECKING:
-    from gecko_mlc.bench.reference import Reference
 
 
 class BenchError(ValueError):
@@ -43,14 +45,17 @@ class Plan:
     effort: Effort = Effort()
 
     @classmethod
-    def default_positions(cls, config: GeckoConfig) -> list[int]:
-        """An early one; one that sees nearly two chunks and the memory; far ones that see as much.
+    def default_positions(cls, config: GeckoConfig, device: str) -> list[int]:
+        """An early one; one that sees nearly two chunks and the memory; a far one likewise.
 
-        The last position of a chunk would update the memory in every step.
+        From there on the chunk has room for the steps that are timed as one, without its last
+        position, where the memory is updated.
         """
-        full = 3 * config.chunk_size - 2
-        far = 100_000 // config.chunk_size * config.chunk_size + config.chunk_size - 2
-        return [min(16, config.chunk_size // 2), full, far]
+        steps = (Cuda if device.startswith("cuda") else Host).steps
+        far = 1_000_000 if device.startswith("cuda") else 100_000
+        last = config.chunk_size - 1 - steps
+        chunk = far // config.chunk_size * config.chunk_size
+        return [min(16, config.chunk_size // 2), 2 * config.chunk_size + last, chunk + last]
 
     def check(self) -> None:
         for name, values, least in (
@@ -66,52 +71,54 @@ class Plan:
 
 
 def run(
+    engine: Engine,
     model: Path,
-    library: Path,
     device: str,
     plan: Plan,
     name: str,
     compile_seconds: float | None,
     on_progress: Callable[[str], object] = lambda line: None,
 ) -> results.Result:
-    """Measure all of ``plan``. ``name`` and ``compile_seconds`` are passed on to the result."""
+    """Measure all of ``plan`` on an engine with a slot for each sequence of the largest batch.
+
+    ``model`` is the folder it was made from. ``name`` and ``compile_seconds`` are passed on to the
+    result.
+    """
     plan.check()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    slots = max(plan.batches)
-    on_progress("memory")
-    memory_found = memory.measure(
-        model, library, device, plan.threads, max(plan.prompts), plan.positions
-    )
-    engine = Engine(model, library, device=device, threads=plan.threads, slots=slots)
+    date = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
+    if device.startswith("cpu"):
+        on_progress("memory")
+        library = engine.library.path
+        found = memory.measure(
+            model, library, device, plan.threads, max(plan.prompts), plan.positions
+        )
+    else:
+        found = None
     bench = _Bench(engine, plan, on_progress)
     metadata = engine.metadata
     return results.Result(
         version=gecko_mlc.__version__,
+        date=date,
+        command=shlex.join(["gecko-mlc", *sys.argv[1:]]),
+        versions=metadata["versions"],
         model=name,
         quantization=metadata["quantization"],
         model_config=engine.config.to_dict(),
-        library=str(library),
+        library=str(engine.library.path),
         target=metadata["target"]["name"],
-        processor=processor(),
+        processor=bench.machine.name,
         load=load,
         compile_seconds=compile_seconds,
-        reference=bench.reference_name,
+        reference=bench.machine.reference_name(),
         limits=bench.limits,
-        prefill=[bench.prefill(tokens) for tokens in plan.prompts],
+        prefill=bench.prefill(),
         decode=bench.decode(),
         generation=[bench.generation(prompt) for prompt in plan.prompts],
         steps=[bench.prefill_step(max(plan.prompts))]
         + [bench.decode_step(position) for position in plan.positions],
         products=bench.products,
-        memory=results.Memory(
-            params=metadata["memory"]["params"],
-            slot=metadata["memory"]["slot"],
-            imported=memory_found["imported"],
-            imported_private=memory_found["imported_private"],
-            loaded=memory_found["loaded"],
-            at=dict(zip(map(str, plan.positions), memory_found["at"], strict=True)),
-            peak=memory_found["peak"],
-        ),
+        memory=bench.memory(found),
     )
 
 
@@ -132,20 +139,25 @@ class _Bench:
         self._engine, self._plan, self._on_progress = engine, plan, on_progress
         self._effort = plan.effort
         self._compiled = Compiled(engine, slots=max(plan.batches))
-        self._reference: Reference | None = None
-        self.reference_name: str | None = None
-        torch = _torch() if plan.reference else None
-        if torch is not None:
-            from gecko_mlc.bench.reference import Reference
-
-            on_progress("reference's weights")
-            self._reference = Reference(engine.config, plan.threads)
-            self.reference_name = f"PyTorch {torch.__version__}, float32"
-        on_progress("read bandwidth")
-        self._reader = Reader(plan.threads, torch, self._effort)
+        self._workspace: int | None = None
+        if engine.samples_on_device:
+            on_progress("memory")
+            self._workspace = memory.workspace(self._compiled, plan.batches)
+        on_progress("bandwidth")
+        self.machine: Host | Cuda
+        if engine.samples_on_device:
+            fill_windows(engine)
+            # Its matrix product is all that is measured of PyTorch there.
+            installed = plan.reference and importlib.util.find_spec("torch") is not None
+            self.machine = Cuda(engine, _torch() if installed else None, self._effort)
+        else:
+            self.machine = Host(plan.threads, _torch() if plan.reference else None, self._effort)
+        self._reader = self.machine.reader
+        on_progress("reference's weights")
+        self._reference = self.machine.reference(engine.config)
         on_progress("matrix products")
         self.products = self._measure_products()
-        self.limits = self._limits()
+        self.limits = self.machine.limits(self._shapes(), self.products)
 
     def _tokens(self, count: int) -> np.ndarray:
         generator = np.random.default_rng(0)
@@ -167,39 +179,32 @@ class _Bench:
 
     def _measure_products(self) -> list[results.Product]:
         shapes = self._shapes()
-        clock = KernelClock(self._engine.library)
-        score = self._compiled.score(self._tokens(self._engine.config.chunk_size))
-        actions = {"library": clock.action(score)}
-        if self._reference is not None:
-            from gecko_mlc.bench.reference import Multiplier
-
-            multiplier = Multiplier(shapes, self._plan.threads)
+        tokens = self._tokens(self._engine.config.chunk_size)
+        clocks, actions = {}, {}
+        for by, cublaslt in self.machine.products.items():
+            clocks[by] = self._clock()
+            actions[by] = clocks[by].action(self._compiled.score(tokens, cublaslt))
+        multiplier = self.machine.multiplier(shapes)
+        if multiplier is not None:
             actions["torch"] = multiplier.action()
         alternate(actions, self._effort)
-        kernels = clock.kernels()
-        torch_seconds = multiplier.seconds() if self._reference is not None else {}
+        torch_seconds = {} if multiplier is None else multiplier.seconds()
         products = []
-        for name in PRODUCTS:
-            if name not in kernels:
-                continue  # a back end may join it with another
-            m, k, n, _ = shapes[name]
-            calls, seconds = kernels[name]
-            rate = 2 * m * k * n * calls / seconds
-            torch_rate = 2 * m * k * n / torch_seconds[name] if torch_seconds else None
-            ratio = rate / torch_rate if torch_rate else None
-            products.append(results.Product(name, m, k, n, rate, torch_rate, ratio))
+        for by, clock in clocks.items():
+            kernels = clock.kernels()
+            for name in PRODUCTS:
+                if name not in kernels:
+                    continue  # a back end may join it with another
+                m, k, n, _ = shapes[name]
+                calls, seconds = kernels[name]
+                rate = 2 * m * k * n * calls / seconds
+                torch_rate = 2 * m * k * n / torch_seconds[name] if torch_seconds else None
+                ratio = rate / torch_rate if torch_rate else None
+                products.append(results.Product(name, by, m, k, n, rate, torch_rate, ratio))
         return products
 
-    def _limits(self) -> results.Limits:
-        threads, reader = self._plan.threads, self._reader
-        try:
-            from gecko_mlc.bench.multiply_add import multiply_add_rate
-
-            rate, by = multiply_add_rate(threads, self._effort), "multiply-adds on registers"
-        except ImportError:  # the compiler is not installed
-            shapes = [(m, k, n) for m, k, n, _ in self._shapes().values()]
-            rate, by = numpy_multiply_rate(shapes, threads, self._effort), "numpy.matmul"
-        return results.Limits(threads, reader.bandwidth, reader.name, rate, by)
+    def _clock(self) -> KernelClock:
+        return KernelClock(self._engine, self.machine.timer(), self.machine.operation)
 
     def _compare(self, library: Action, reference: Action | None) -> dict[str, Timing]:
         actions = {"library": library, "read": self._reader.action}
@@ -207,25 +212,32 @@ class _Bench:
             actions["reference"] = reference
         return alternate(actions, self._effort)
 
-    def prefill(self, tokens: int) -> results.Prefill:
-        self._on_progress(f"prefill of {tokens} tokens")
+    def prefill(self) -> list[results.Prefill]:
+        return [
+            self._prefill(tokens, *products)
+            for tokens in self._plan.prompts
+            for products in self.machine.products.items()
+        ]
+
+    def _prefill(self, tokens: int, products: str, cublaslt: bool) -> results.Prefill:
+        self._on_progress(f"prefill of {tokens} tokens, products of the {products}")
         prompt = self._tokens(tokens)
         reference = None if self._reference is None else self._reference.prefill(prompt)
-        timings = self._compare(self._compiled.prefill(prompt), reference)
+        timings = self._compare(self._compiled.prefill(prompt, cublaslt), reference)
         seconds = timings["library"].median
-        return results.Prefill(tokens, seconds, tokens / seconds, *_versus(timings))
+        return results.Prefill(tokens, products, seconds, tokens / seconds, *_versus(timings))
 
     def decode(self) -> list[results.Decode]:
         """Every position and batch in the same rounds, so that they compare with one another."""
         self._on_progress("steps of decode")
         cases = [(at, batch) for at in self._plan.positions for batch in self._plan.batches]
-        token = self._tokens(1)
+        tokens = self._tokens(self.machine.steps)
         actions = {"read": self._reader.action}
         for case in cases:
-            actions[f"library {case}"] = self._compiled.decode(token, *case)
+            actions[f"library {case}"] = self._compiled.generate(tokens, *case)
         if self._reference is not None:
             for case in cases:
-                actions[f"reference {case}"] = self._reference.decode(token, *case)
+                actions[f"reference {case}"] = self._reference.decode(tokens, *case)
         timings = alternate(actions, self._effort)
         return [self._decode(case, timings) for case in cases]
 
@@ -233,25 +245,22 @@ class _Bench:
         position, batch = case
         library, read = timings[f"library {case}"], timings["read"]
         reference = timings.get(f"reference {case}")
-        cost = self._decode_cost(position, batch)
+        steps = self.machine.steps
+        costs = self._compiled.decode_costs(position, batch, self.machine.decode_costs)
+        cost = sum(costs.values(), Cost())
         return results.Decode(
             position=position,
             visible=self._visible(position),
             batch=batch,
-            seconds=library.median,
-            tokens_per_second=batch / library.median,
+            seconds=library.median / steps,
+            tokens_per_second=steps * batch / library.median,
             bytes=cost.bytes,
             weight_bytes=cost.weights,
-            read_bandwidth=READ_BYTES / read.median,
-            of_limit=library.over(read) * cost.bytes / READ_BYTES,
-            reference_seconds=None if reference is None else reference.median,
+            read_bandwidth=self._reader.bytes / read.median,
+            of_limit=library.over(read) * steps * cost.bytes / self._reader.bytes,
+            reference_seconds=None if reference is None else reference.median / steps,
             speedup=None if reference is None else library.over(reference),
         )
-
-    def _decode_cost(self, position: int, batch: int) -> Cost:
-        costs = self._compiled.decode_costs(position, batch)
-        del costs["last_row"]  # only prefill has it
-        return sum(costs.values(), Cost())
 
     def _visible(self, position: int) -> int:
         span = Span(position)
@@ -262,31 +271,40 @@ class _Bench:
         self._on_progress(f"{count} tokens behind {prompt}")
         tokens = self._tokens(count)
         reference = None if self._reference is None else self._reference.decode(tokens, prompt)
-        timings = self._compare(self._compiled.decode(tokens, prompt), reference)
+        timings = self._compare(self._compiled.generate(tokens, prompt), reference)
         seconds = timings["library"].median
         return results.Generation(prompt, count, seconds, count / seconds, *_versus(timings))
 
     def prefill_step(self, tokens: int) -> results.Step:
-        return self._step(
-            "prefill",
-            f"{tokens} tokens",
-            self._compiled.prefill(self._tokens(tokens)),
-            self._compiled.prefill_costs(tokens),
+        action = self._compiled.prefill(self._tokens(tokens), max(self.machine.products.values()))
+        costs = self._compiled.prefill_costs(
+            tokens, self.machine.forward_costs, self.machine.commit_costs
         )
+        return self._step("prefill", f"{tokens} tokens", {1: action}, action, costs)
 
     def decode_step(self, position: int) -> results.Step:
-        costs = self._compiled.decode_costs(position, 1)
+        costs = self._compiled.decode_costs(position, 1, self.machine.decode_costs)
+        steps = self.machine.steps
+        plain = self._compiled.generate(self._tokens(steps), position)
         action = self._compiled.decode(self._tokens(1), position)
-        return self._step("decode", f"position {position}", action, costs)
+        return self._step("decode", f"position {position}", {steps: plain}, action, costs)
 
     def _step(
-        self, function: str, description: str, action: Action, costs: Mapping[str, Cost]
+        self,
+        function: str,
+        description: str,
+        plain: Mapping[int, Action],
+        clocked: Action,
+        costs: Mapping[str, Cost],
     ) -> results.Step:
+        """``plain`` is timed as it is (so many steps of it), ``clocked`` kernel by kernel."""
         self._on_progress(f"kernels of {function}, {description}")
-        clock = KernelClock(self._engine.library)
-        actions = {"plain": action, "clocked": clock.action(action), "read": self._reader.action}
+        clock = self._clock()
+        ((steps, whole),) = plain.items()
+        actions = {"plain": whole, "clocked": clock.action(clocked), "read": self._reader.action}
         timings = alternate(actions, self._effort)
-        step, bandwidth = timings["plain"].median, READ_BYTES / timings["read"].median
+        step = timings["plain"].median / steps
+        bandwidth = self._reader.bytes / timings["read"].median
         kernels = clock.kernels()
         return results.Step(
             function=function,
@@ -318,6 +336,22 @@ class _Bench:
             cost.operations,
             "memory" if memory_time >= compute_time else "compute",
             max(memory_time, compute_time) / seconds,
+        )
+
+    def memory(self, found: Mapping[str, Any] | None) -> results.Memory:
+        """``found``: the sizes of a process of its own, where they were measured."""
+        account = self._engine.metadata["memory"]
+        found = found or {}
+        at = zip(map(str, self._plan.positions), found.get("at", []), strict=False)
+        return results.Memory(
+            params=account["params"],
+            slot=account["slot"],
+            imported=found.get("imported"),
+            imported_private=found.get("imported_private"),
+            loaded=found.get("loaded"),
+            at=dict(at),
+            peak=found.get("peak"),
+            workspace=self._workspace,
         )
 
 

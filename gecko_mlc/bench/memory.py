@@ -1,4 +1,4 @@
-"""Memory of a process that runs a library and nothing else.
+"""Memory of a process that runs a library and nothing else; of a device, what its functions take.
 
 Run as ``python -m gecko_mlc.bench.memory`` by ``bench``, so that neither PyTorch nor the compiler
 counts, on TVM's runtime-only libraries.
@@ -10,9 +10,12 @@ import json
 import resource
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gecko_mlc.bench import child
+
+if TYPE_CHECKING:
+    from gecko_mlc.bench.compiled import Compiled
 
 _STATUS = Path("/proc/self/status")
 
@@ -23,6 +26,22 @@ def measure(
     """Bytes of the process, as ``results.Memory`` names them; ``at`` is a list here."""
     arguments = [str(model), str(library), device, threads, prompt, positions]
     return child.measure(__name__, arguments, {"TVM_USE_RUNTIME_LIB": "1"})
+
+
+def workspace(compiled: Compiled, batches: list[int]) -> int:
+    """Bytes of the device that the first prefill of a chunk and steps of ``batches`` take."""
+    import numpy as np
+
+    engine = compiled.engine
+    before = engine.library.device.available_global_memory
+    zeros = np.zeros(engine.config.chunk_size, np.int32)
+    for action in [
+        compiled.prefill(zeros, engine.cublaslt),
+        *(compiled.generate(zeros[:2], 0, batch) for batch in batches),
+    ]:
+        action.prepare()
+        action.run()
+    return before - engine.library.device.available_global_memory
 
 
 def _status(key: str) -> int | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import time
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
+from gecko_mlc.bench.kernel_clock import Timer
 from gecko_mlc.bench.timing import Action
 from gecko_mlc.checkpoint import random_checkpoint
 from gecko_mlc.config import GeckoConfig
@@ -17,7 +17,7 @@ from gecko_mlc.reference import Gecko
 from gecko_mlc.reference.state import State
 
 # Weights that torch.matmul cycles through, so that like the model's they do not stay in a cache.
-_COLD_BYTES = 64 * 2**20
+_COLD_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}
 
 
 class Reference:
@@ -67,14 +67,24 @@ class Multiplier:
     ``seconds()`` gives the median time of each.
     """
 
-    def __init__(self, products: Mapping[str, tuple[int, int, int, int]], threads: int) -> None:
-        torch.set_num_threads(threads)
-        generator = torch.Generator().manual_seed(0)
+    def __init__(
+        self,
+        products: Mapping[str, tuple[int, int, int, int]],
+        dtype: torch.dtype,
+        device: torch.device,
+        timer: Timer,
+    ) -> None:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def random(rows: int, columns: int) -> torch.Tensor:
+            return torch.randn(rows, columns, generator=generator, dtype=dtype, device=device)
+
         self._operands = {}
         for name, (m, k, n, times) in products.items():
-            copies = min(times, -(-_COLD_BYTES // (4 * k * n)))
-            weights = [torch.randn(n, k, generator=generator) for _ in range(copies)]
-            self._operands[name] = torch.randn(m, k, generator=generator), weights, times
+            copies = min(times, -(-_COLD_BYTES[device.type] // (dtype.itemsize * k * n)))
+            weights = [random(n, k) for _ in range(copies)]
+            self._operands[name] = random(m, k), weights, times
+        self._timer = timer
         self._times: dict[str, list[float]] = {name: [] for name in products}
 
     def action(self) -> Action:
@@ -85,8 +95,13 @@ class Multiplier:
 
     @torch.inference_mode()
     def _run(self) -> None:
-        for name, (x, weights, times) in self._operands.items():
+        timer = self._timer
+        timer.begin()
+        for x, weights, times in self._operands.values():
             for weight in itertools.islice(itertools.cycle(weights), times):
-                start = time.perf_counter()
+                timer.start()
                 torch.matmul(x, weight.T)
-                self._times[name].append(time.perf_counter() - start)
+                timer.stop()
+        seconds = iter(timer.finish())
+        for name, (_, _, times) in self._operands.items():
+            self._times[name] += itertools.islice(seconds, times)

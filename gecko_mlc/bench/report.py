@@ -26,13 +26,19 @@ def _head(result: Result) -> str:
     limits = result.limits
     compiled = result.compile_seconds
     load = "" if result.load is None else f", load before the run {result.load:.1f}"
+    threads = "" if limits.threads is None else f", {limits.threads} threads"
+    copies = limits.copy_bandwidth
     lines = [
+        f"command    {result.command}",
+        f"date       {result.date} UTC, "
+        + ", ".join(f"{name} {version}" for name, version in result.versions.items()),
         f"model      {result.model}, {result.quantization}",
         f"library    target {result.target}"
         + ("" if compiled is None else f", compiled in {compiled:.1f} s"),
-        f"machine    {result.processor}, {limits.threads} threads{load}",
+        f"machine    {result.processor}{threads}{load}",
         f"limits     reads {limits.read_bandwidth / 1e9:.1f} GB/s ({limits.read_by}), "
-        f"multiplies {limits.multiply_rate / 1e9:.0f} GFLOP/s ({limits.multiply_by}, float32)",
+        + ("" if copies is None else f"copies {copies / 1e9:.1f} GB/s, ")
+        + f"multiplies {limits.multiply_rate / 1e9:.0f} GFLOP/s ({limits.multiply_by})",
         f"reference  {result.reference or 'not measured'}",
     ]
     return "\n".join(lines)
@@ -42,6 +48,7 @@ def _prefill(result: Result) -> str:
     rows = [
         [
             f"{row.tokens}",
+            row.products,
             _milliseconds(row.seconds),
             f"{row.tokens_per_second:,.0f}",
             _milliseconds(row.reference_seconds),
@@ -49,9 +56,8 @@ def _prefill(result: Result) -> str:
         ]
         for row in result.prefill
     ]
-    return _table(
-        "prefill, last logits only", ["tokens", "ms", "tokens/s", "reference ms", "speedup"], rows
-    )
+    titles = ["tokens", "products by", "ms", "tokens/s", "reference ms", "speedup"]
+    return _table("prefill, last logits only", titles, rows)
 
 
 def _decode(result: Result) -> str:
@@ -94,6 +100,7 @@ def _products(result: Result) -> str:
     rows = [
         [
             row.name,
+            row.by,
             f"{row.m} x {row.k} x {row.n}",
             f"{row.rate / 1e9:.1f}",
             "-" if row.torch_rate is None else f"{row.torch_rate / 1e9:.1f}",
@@ -101,7 +108,7 @@ def _products(result: Result) -> str:
         ]
         for row in result.products
     ]
-    titles = ["product", "m x k x n", "GFLOP/s", "torch.matmul", "ratio"]
+    titles = ["product", "by", "m x k x n", "GFLOP/s", "torch.matmul", "ratio"]
     return _table("matrix products in score of a chunk", titles, rows)
 
 
@@ -120,7 +127,7 @@ def _step(step: Step) -> str:
             ]
         times = [_microseconds(row.seconds), _microseconds(row.seconds / row.calls)]
         rows.append([row.name, f"{row.calls}", *times, _percent(row.of_step), *cost])
-    rest = [_microseconds(step.rest), _microseconds(step.rest / step.between)]
+    rest = [_microseconds(step.rest), _microseconds(step.rest / max(step.between, 1))]
     rows.append(["rest", f"{step.between}", *rest, _percent(step.rest / step.seconds), *["-"] * 6])
     titles = ["kernel", "calls", "us", "us/call", "of step"]
     titles += ["MB", "GB/s", "Mop", "Gop/s", "bound by", "of limit"]
@@ -130,16 +137,18 @@ def _step(step: Step) -> str:
 
 def _memory(result: Result) -> str:
     memory = result.memory
-    rows = [
-        ["weights", _mebibytes(memory.params)],
-        ["state of a sequence", _mebibytes(memory.slot)],
-        ["process before the model", _mebibytes(memory.imported)],
-        ["process with the model", _mebibytes(memory.loaded)],
-        ["private, before the model", _mebibytes(memory.imported_private)],
-        *([f"private, at position {at}", _mebibytes(size)] for at, size in memory.at.items()),
-        ["peak", _mebibytes(memory.peak)],
-    ]
-    return _table("memory of a process that only runs the library", ["", "MiB"], rows)
+    sizes = {
+        "weights": memory.params,
+        "state of a sequence": memory.slot,
+        "workspace on the device": memory.workspace,
+        "process before the model": memory.imported,
+        "process with the model": memory.loaded,
+        "private, before the model": memory.imported_private,
+        **{f"private, at position {at}": size for at, size in memory.at.items()},
+        "peak": memory.peak,
+    }
+    rows = [[name, _mebibytes(size)] for name, size in sizes.items() if size is not None]
+    return _table("memory of what only runs the library", ["", "MiB"], rows)
 
 
 def _table(title: str, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -173,5 +182,5 @@ def _ratio(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}x"
 
 
-def _mebibytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**20:.1f}"
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:.1f}"

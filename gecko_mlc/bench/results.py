@@ -12,20 +12,28 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """The machine's, with ``threads`` threads; ``*_by`` says what reached them."""
+    """The machine's, a processor's with ``threads`` threads; ``*_by`` says what reached them.
 
-    threads: int
+    ``copy_bandwidth`` counts the bytes read and those written; None for a processor.
+    """
+
+    threads: int | None
     read_bandwidth: float
     read_by: str
+    copy_bandwidth: float | None
     multiply_rate: float
     multiply_by: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Prefill:
-    """``tokens`` from an empty sequence on, with the logits of the last one only."""
+    """``tokens`` from an empty sequence on, with the logits of the last one only.
+
+    ``products``: whose matrix products, the library's own or cuBLASLt's.
+    """
 
     tokens: int
+    products: str
     seconds: float
     tokens_per_second: float
     reference_seconds: float | None
@@ -35,6 +43,8 @@ class Prefill:
 @dataclasses.dataclass(frozen=True)
 class Decode:
     """One step of ``batch`` sequences at ``position``, which see ``visible`` rows of their rings.
+
+    On a CUDA device one of several in a row from there on, each sampled there and read a step late.
 
     ``bytes`` is the least the step moves, ``weight_bytes`` of it weights; ``read_bandwidth`` is the
     machine's in the same rounds, and ``of_limit`` bytes / seconds over that.
@@ -104,9 +114,13 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """A matrix product [m, k] x [n, k]^T in ``score`` of a chunk, its fused ending included."""
+    """A matrix product [m, k] x [n, k]^T in ``score`` of a chunk, its fused ending included.
+
+    ``by``: the library, or cuBLASLt.
+    """
 
     name: str
+    by: str
     m: int
     k: int
     n: int
@@ -122,6 +136,7 @@ class Memory:
     ``imported`` and ``loaded``: the process before and after loading the model, files it maps
     included; ``imported_private`` and ``at``: without them, before and after a step at each
     position; ``peak``: over prefill and decode. None where the system does not tell.
+    ``workspace``: what prefill and decode take on a CUDA device beside parameters and state.
     """
 
     params: int
@@ -130,18 +145,22 @@ class Memory:
     imported_private: int | None
     loaded: int | None
     at: dict[str, int | None]
-    peak: int
+    peak: int | None
+    workspace: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """``compile_seconds`` is None when the library was there already.
+    """``date`` (UTC) is of the beginning; ``compile_seconds`` is None when the library was there.
 
     ``load`` is the number of running threads (the last minute's average) before anything was
     measured: with others on the same cores, times say little, of PyTorch least of all.
     """
 
     version: str
+    date: str
+    command: str
+    versions: dict[str, str]
     model: str
     quantization: str
     model_config: dict[str, Any]

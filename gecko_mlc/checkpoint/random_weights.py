@@ -65,14 +65,19 @@ class RandomCheckpoint(TensorSource):
         elif leaf.endswith(".bias") and "norm" not in leaf:
             scale = BIAS_SCALE
         elif len(shape) == 2 and leaf.endswith(".weight"):
-            # Kaiming's with the reference's slope of sqrt(5), embeddings apart.
-            gain = 1.0 if name in ("embed.weight", "output.output.weight") else 1.0 / 3.0
-            scale = math.sqrt(gain / shape[1])
+            scale = matrix_scale(name, shape[1])
         else:  # norms, alpha and delta of CEMA, gamma and beta of the attention
             scale = VECTOR_SCALE
         array = generator.standard_normal(shape, dtype=np.float32)
         array *= np.float32(scale)
         return array
+
+
+def matrix_scale(name: str, inputs: int) -> float:
+    """The standard deviation of a matrix's elements: Kaiming's with the reference's slope of
+    sqrt(5), embeddings apart."""
+    gain = 1.0 if name in ("embed.weight", "output.output.weight") else 1.0 / 3.0
+    return math.sqrt(gain / inputs)
 
 
 def random_checkpoint(config: GeckoConfig, seed: int = 0) -> RandomCheckpoint:

@@ -22,10 +22,15 @@ limit is that of main memory: what fits the caches may pass it.
 A preset (tiny, small, 7b) stands for a model of that size with random weights. Without --lib the
 library is compiled for this machine the first time, and the time that takes is reported.
 
+On a CUDA device a preset's weights are made on the device. A step of decode is timed as one of
+many in a row that sample on the device, kernels by CUDA events, and of PyTorch, where it is
+installed, only torch.matmul on the model's shapes.
+
 examples:
   gecko-mlc bench --preset small
   gecko-mlc bench models/demo --lib demo.so --threads 1 --prompt 100 1000 --json demo.json
   gecko-mlc bench --preset small --position 1000 100000 --batch 1 4 --no-reference
+  gecko-mlc bench --preset 7b --quantization q0bf16 --device cuda --lib gecko-7b.so --batch 1 32
 """
 
 
@@ -59,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="N",
         help="where to time a step of decode (default: near the start, with full windows, and near "
-        "100 000)",
+        "100 000; 1 000 000 on a CUDA device)",
     )
     parser.add_argument(
         "--batch",
@@ -82,11 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from gecko_mlc.bench import measure, report
+    from gecko_mlc.bench.random_parameters import random_parameters
     from gecko_mlc.bench.timing import Effort
     from gecko_mlc.cli.report_file import write_report
     from gecko_mlc.config import GeckoConfig
     from gecko_mlc.runtime import machine
-    from gecko_mlc.runtime.engine import read_chat_config
+    from gecko_mlc.runtime.engine import Engine, read_chat_config
+    from gecko_mlc.runtime.weights import load_parameters
 
     if args.preset is None and args.quantization is not None:
         raise measure.BenchError(
@@ -100,17 +107,27 @@ def run(args: argparse.Namespace) -> int:
         plan = measure.Plan(
             prompts=args.prompt or [2 * config.chunk_size],
             decode=args.decode,
-            positions=args.position or measure.Plan.default_positions(config),
+            positions=args.position or measure.Plan.default_positions(config, args.device),
             batches=args.batch,
             threads=len(machine.cores()) if args.threads is None else args.threads,
             reference=not args.no_reference,
             effort=Effort(rounds=args.rounds),
         )
+        plan.check()
         library, compile_seconds = args.lib, None
         if library is None:
             library, compile_seconds = _compiled(model, args.device)
+        _progress("weights")
+        engine = Engine(
+            model,
+            library,
+            device=args.device,
+            threads=plan.threads,
+            slots=max(plan.batches),
+            weights=random_parameters if _made_on_device(args) else load_parameters,
+        )
         name = args.preset or str(args.model)
-        result = measure.run(model, library, args.device, plan, name, compile_seconds, _progress)
+        result = measure.run(engine, model, args.device, plan, name, compile_seconds, _progress)
     if args.json != "-":
         print(report.text(result))
     if args.json is not None:
@@ -130,10 +147,16 @@ def _model(args: argparse.Namespace) -> Iterator[Path]:
     config = GeckoConfig.preset(args.preset)
     quantization = args.quantization or "q0f32"
     with tempfile.TemporaryDirectory(prefix="gecko-mlc-bench-") as folder:
-        _progress(f"random weights of {args.preset}, {quantization}")
-        convert(config, random_checkpoint(config), quantization, folder)
         write_chat_config(config, quantization, folder, "bytes")
+        if not _made_on_device(args):
+            _progress(f"random weights of {args.preset}, {quantization}")
+            convert(config, random_checkpoint(config), quantization, folder)
         yield Path(folder)
+
+
+def _made_on_device(args: argparse.Namespace) -> bool:
+    """Whether a preset's weights go straight to the device, without a file."""
+    return args.preset is not None and not args.device.startswith("cpu")
 
 
 def _compiled(model: Path, target: str) -> tuple[Path, float | None]:

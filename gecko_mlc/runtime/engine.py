@@ -17,7 +17,7 @@ import tvm
 import tvm_ffi
 
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.runtime import sequence_file
+from gecko_mlc.runtime import cuda, sequence_file
 from gecko_mlc.runtime.library import Library, LibraryError, set_threads
 from gecko_mlc.runtime.memory import TensorMemory
 from gecko_mlc.runtime.sampling import Sampler
@@ -38,6 +38,9 @@ class Engine:
     threads run the kernels (default: the library's, else one per core; the setting is the
     process's). ``weights`` gives the parameters for a model folder, the library and the memory to
     put them in. An engine and its sequences belong to one thread.
+
+    ``cublaslt`` says whether prefill takes its matrix products from cuBLASLt: where library and
+    machine have them, unless it is set to False.
 
     Raises LibraryError, WeightsError or ConfigError before anything runs when library, weights,
     configuration or machine do not fit together.
@@ -68,6 +71,8 @@ class Engine:
         if self.metadata.get("batches"):
             self._steps = Steps(self.library, self._state, self._parameters)
         self._observed = False
+        device = self.library.device
+        self.cublaslt = bool(self.metadata.get("cublaslt")) and cuda.open_cublaslt(device.index)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -218,7 +223,8 @@ class Engine:
         return self.library[function](*arguments)
 
     def _run(self, function: str, tokens, slots) -> tvm.runtime.Tensor:
-        logits, _ = self._call(function, tokens, slots, self._state, self._parameters)
+        name = f"{function}_cublaslt" if self.cublaslt else function
+        logits, _ = self._call(name, tokens, slots, self._state, self._parameters)
         return logits
 
     def _checked_step(self, sequences: SequenceOf[Sequence], tokens: SequenceOf[int]) -> np.ndarray:

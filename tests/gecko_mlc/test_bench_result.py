@@ -30,7 +30,6 @@ def small_reads() -> typing.Iterator[None]:
     """The benchmark's buffer is larger than caches, which matters to times only."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(limits, "READ_BYTES", 2**20)
-        patch.setattr(measure, "READ_BYTES", 2**20)
         yield
 
 
@@ -46,7 +45,8 @@ def result(tiny_model: tuple[Path, Path]) -> results.Result:
         reference=True,
         effort=Effort(rounds=2, seconds=0.001),
     )
-    return measure.run(folder, library, "cpu", plan, "tiny", None)
+    engine = Engine(folder, library, threads=1, slots=2)
+    return measure.run(engine, folder, "cpu", plan, "tiny", None)
 
 
 def check(value: Any, wanted: Any, where: str) -> None:
@@ -93,7 +93,7 @@ def test_everything_asked_for_is_there(result: results.Result) -> None:
         assert row.seconds > 0 and row.reference_seconds > 0 and row.speedup > 0
     assert result.limits.read_bandwidth > 0
     assert result.limits.multiply_rate > 0
-    assert result.limits.multiply_by == "multiply-adds on registers"
+    assert result.limits.multiply_by == "multiply-adds on registers, float32"
 
 
 def test_every_kernel_is_there_as_often_as_it_runs(result: results.Result) -> None:
@@ -127,19 +127,23 @@ def test_far_positions_cost_the_same(result: results.Result) -> None:
     assert far.weight_bytes < far.bytes
     memory = result.memory
     assert memory.peak > memory.params + memory.slot
-    sizes = list(memory.at.values())
-    assert sizes[0] == sizes[1]
+    near, far_away = memory.at.values()
+    assert abs(near - far_away) <= 2**16, "more than the interpreter's own comings and goings"
 
 
 def test_costs_of_pieces_add_up(tiny_model: tuple[Path, Path]) -> None:
     """Cutting a prompt costs weights again, but computes the same."""
     engine = Engine(*tiny_model, threads=1)
     compiled = Compiled(engine, slots=1)
-    whole, first = compiled.prefill_costs(130, all_logits=True), compiled.prefill_costs(128, True)
+
+    def costs(tokens: int, all_logits: bool = True) -> dict[str, cost.Cost]:
+        return compiled.prefill_costs(tokens, cost.forward, cost.commit, all_logits)
+
+    whole, first = costs(130), costs(128)
     last = cost.forward(compiled.work((cost.Span(128, 2),), 2))
     assert whole["wv"] == first["wv"] + last["wv"]
     assert whole["memory_commit"] == first["memory_commit"]
-    one, all_of_it = compiled.prefill_costs(64), compiled.prefill_costs(64, all_logits=True)
+    one, all_of_it = costs(64, all_logits=False), costs(64)
     assert all_of_it["logits"].operations == 64 * one["logits"].operations
     assert "memory_commit" not in one
 
@@ -161,8 +165,8 @@ def test_without_the_reference_no_torch_is_needed(
     folder, library = tiny_model
     program = (
         "import sys; sys.modules['torch'] = None\n"
-        "from gecko_mlc.bench import limits, measure\n"
-        "limits.READ_BYTES = measure.READ_BYTES = 2**20\n"
+        "from gecko_mlc.bench import limits\n"
+        "limits.READ_BYTES = 2**20\n"
         "from gecko_mlc.cli import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
@@ -176,7 +180,7 @@ def test_without_the_reference_no_torch_is_needed(
     values = json.loads((tmp_path / "result.json").read_text())
     check(values, results.Result, "result")
     assert values["reference"] is None and values["compile_seconds"] is None
-    assert values["limits"]["multiply_by"] == "numpy.matmul"
+    assert values["limits"]["multiply_by"] == "numpy.matmul, float32"
     assert values["prefill"][0]["speedup"] is None
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 

@@ -1,0 +1,157 @@
+"""A CUDA device as a machine to measure on."""
+
+from __future__ import annotations
+
+import ctypes
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import tvm
+
+from gecko_mlc.bench import results
+from gecko_mlc.bench.host import Shapes
+from gecko_mlc.bench.timing import Action, Effort, alternate
+from gecko_mlc.runtime.engine import Engine
+from tir_kernels.gpu import cost
+
+if TYPE_CHECKING:
+    from gecko_mlc.bench.reference import Multiplier
+
+COPY_BYTES = 2 * 2**30
+# Copies that keep the device busy for some ten milliseconds, while the host launches a step.
+_STALL_COPIES = 24
+# The side of the square product that stands for the device's multiply rate.
+_SQUARE = 8192
+_DTYPES = {"q0f32": "float32", "q0f16": "float16", "q0bf16": "bfloat16"}
+
+
+class EventTimer:
+    """CUDA events around every kernel (see ``kernel_clock.Timer``).
+
+    The device is kept busy at the beginning, so that it never waits for the host between two events
+    of a kernel. What a pair of events with nothing between them takes is subtracted.
+    """
+
+    def __init__(self, copy: Action) -> None:
+        self._copy = copy
+        self._cudart = ctypes.CDLL("libcudart.so.13")
+        self._events: list[ctypes.c_void_p] = []
+        self._recorded = 0
+
+    def begin(self) -> None:
+        self._recorded = 0
+        for _ in range(_STALL_COPIES):
+            self._copy.run()
+        self.start()
+        self.stop()
+
+    def start(self) -> None:
+        self._record()
+
+    def stop(self) -> None:
+        self._record()
+
+    def finish(self) -> list[float]:
+        recorded = self._events[: self._recorded]
+        self._check(self._cudart.cudaEventSynchronize(recorded[-1]))
+        pairs = zip(recorded[::2], recorded[1::2], strict=True)
+        empty, *seconds = (self._elapsed(start, stop) for start, stop in pairs)
+        return [max(time - empty, 0.0) for time in seconds]
+
+    def _record(self) -> None:
+        if self._recorded == len(self._events):
+            event = ctypes.c_void_p()
+            self._check(self._cudart.cudaEventCreate(ctypes.byref(event)))
+            self._events.append(event)
+        self._check(self._cudart.cudaEventRecord(self._events[self._recorded], None))
+        self._recorded += 1
+
+    def _elapsed(self, start: ctypes.c_void_p, stop: ctypes.c_void_p) -> float:
+        milliseconds = ctypes.c_float()
+        self._check(self._cudart.cudaEventElapsedTime(ctypes.byref(milliseconds), start, stop))
+        return milliseconds.value / 1e3
+
+    def _check(self, status: int) -> None:
+        if status:
+            self._cudart.cudaGetErrorString.restype = ctypes.c_char_p
+            raise RuntimeError(self._cudart.cudaGetErrorString(status).decode())
+
+
+class Reader:
+    """Moves ``bytes`` of the device's memory in the fastest way found; ``name`` says which."""
+
+    def __init__(self, device, torch: ModuleType | None, effort: Effort) -> None:
+        source, target = (tvm.runtime.empty((COPY_BYTES,), "uint8", device) for _ in range(2))
+        # Enqueued alone, for what only wants the device busy.
+        self.copy = Action(lambda: source.copyto(target))
+
+        def copy() -> None:
+            source.copyto(target)
+            device.sync()
+
+        ways, moved = {"copy": Action(copy)}, {"copy": 2 * COPY_BYTES}
+        if torch is not None:
+            ones = torch.ones(COPY_BYTES // 4, device=f"cuda:{device.index}")
+
+            def read() -> None:
+                ones.sum()
+                torch.cuda.synchronize()
+
+            ways["torch.sum"], moved["torch.sum"] = Action(read), COPY_BYTES
+        timings = alternate(ways, effort)
+        rates = {name: moved[name] / timings[name].median for name in ways}
+        self.copy_bandwidth = rates["copy"]
+        self.name = max(rates, key=lambda name: rates[name])
+        self.bandwidth, self.bytes = rates[self.name], moved[self.name]
+        self.action = ways[self.name]
+
+
+class Cuda:
+    """The device of an engine, and PyTorch on it, if any (see ``host.Host``)."""
+
+    steps = 16
+    operation = staticmethod(cost.kernel)
+    forward_costs, decode_costs = staticmethod(cost.prefill), staticmethod(cost.decode)
+    commit_costs = staticmethod(cost.commit)
+
+    def __init__(self, engine: Engine, torch: ModuleType | None, effort: Effort) -> None:
+        self._device, self._torch, self._effort = engine.library.device, torch, effort
+        self._dtype = _DTYPES[engine.metadata["quantization"]]
+        self.name = self._device.device_name.rstrip("\0")
+        self.products = {"library": False}
+        if engine.cublaslt:
+            self.products["cuBLASLt"] = True
+        self.reader = Reader(self._device, torch, effort)
+
+    def timer(self) -> EventTimer:
+        return EventTimer(self.reader.copy)
+
+    def limits(self, _shapes: Shapes, products: list[results.Product]) -> results.Limits:
+        if self._torch is None:
+            best = max(products, key=lambda product: product.rate)
+            rate, by = best.rate, f"{best.name} of {best.by}"
+        else:
+            square = {"square": (_SQUARE, _SQUARE, _SQUARE, 1)}
+            multiplier = self.multiplier(square)
+            assert multiplier is not None
+            alternate({"square": multiplier.action()}, self._effort)
+            rate = 2 * _SQUARE**3 / multiplier.seconds()["square"]
+            by = f"torch.matmul of {_SQUARE}^3"
+        reader = self.reader
+        return results.Limits(
+            None, reader.bandwidth, reader.name, reader.copy_bandwidth, rate, f"{by}, {self._dtype}"
+        )
+
+    def multiplier(self, shapes: Shapes) -> Multiplier | None:
+        if self._torch is None:
+            return None
+        from gecko_mlc.bench.reference import Multiplier
+
+        device = self._torch.device("cuda", self._device.index)
+        return Multiplier(shapes, getattr(self._torch, self._dtype), device, self.timer())
+
+    def reference(self, config) -> None:
+        """The reference is not measured here."""
+
+    def reference_name(self) -> None:
+        return None
