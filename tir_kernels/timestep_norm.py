@@ -19,22 +19,22 @@ from .vector_math import f32, rsqrt
 from .vector_unit import VectorUnit
 
 
-def forgotten(beta: float, steps):
-    """1 - beta^steps, in double."""
-    return T.float64(1) - T.exp(T.Cast("float64", steps) * T.float64(math.log(beta)))
+def forgotten(log_beta, steps):
+    """1 - beta^steps, in double; log_beta is a number or an expression in double."""
+    return T.float64(1) - T.exp(T.Cast("float64", steps) * log_beta)
 
 
-def bias_correction(beta: float, count):
+def bias_correction(log_beta, count):
     """1/(1 - beta^count), in double, rounded once to float32."""
-    return T.Cast("float32", T.float64(1) / forgotten(beta, count))
+    return T.Cast("float32", T.float64(1) / forgotten(log_beta, count))
 
 
-def stepped(beta: float, average, value):
-    """The average one step on.
+def stepped(gain, average, value):
+    """The average one step on; gain is 1 - beta in float32.
 
     Stepping towards the new value keeps beta itself, which float32 cannot hold, out.
     """
-    return average + f32(1.0 - beta) * (value - average)
+    return average + gain * (value - average)
 
 
 class _Moments:
@@ -44,17 +44,18 @@ class _Moments:
         size = dim // groups
         width = unit.fit(size)
         beta1, beta2 = betas
+        gain1, gain2 = f32(1.0 - beta1), f32(1.0 - beta2)
 
         @T.inline
         def bias_corrections(Correction, count):
-            Correction[0] = bias_correction(beta1, count)
-            Correction[1] = bias_correction(beta2, count)
+            Correction[0] = bias_correction(math.log(beta1), count)
+            Correction[1] = bias_correction(math.log(beta2), count)
 
         @T.inline
         def advance(Correction, Mean, Var, row, state_mean, state_var, layer, slot, g):
             """The state one step on; Mean and Var become the corrected mean and 1/deviation."""
-            state_mean[layer, slot, g] = stepped(beta1, state_mean[layer, slot, g], Mean[row, g])
-            state_var[layer, slot, g] = stepped(beta2, state_var[layer, slot, g], Var[row, g])
+            state_mean[layer, slot, g] = stepped(gain1, state_mean[layer, slot, g], Mean[row, g])
+            state_var[layer, slot, g] = stepped(gain2, state_var[layer, slot, g], Var[row, g])
             Mean[row, g] = state_mean[layer, slot, g] * Correction[0]
             Var[row, g] = rsqrt(state_var[layer, slot, g] * Correction[1] + f32(eps))
 

@@ -20,6 +20,11 @@ def shuffle_up(value, distance):
     return T.tvm_warp_shuffle_up(T.uint32(0xFFFFFFFF), value, distance, WARP, WARP)
 
 
+def broadcast(value, lane):
+    """The value held by that lane of the warp."""
+    return T.tvm_warp_shuffle(T.uint32(0xFFFFFFFF), value, lane, WARP, WARP)
+
+
 def warp_reduce(fold, lanes: int = WARP, items: int = 1):
     """An inline (V): V[i] for i < ``items`` folded over each run of ``lanes`` lanes.
 

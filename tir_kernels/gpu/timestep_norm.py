@@ -313,11 +313,11 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
         """1 - b^n for n = 1..BLOCK steps and for the steps before block k, and the corrections."""
         lane = T.meta_var(tx % WARP)
         if tx // WARP == warp:
-            Forgotten[index, lane] = T.Cast("float32", forgotten(beta, lane + 1))
+            Forgotten[index, lane] = T.Cast("float32", forgotten(math.log(beta), lane + 1))
         if tx // WARP == warp + 1:
-            Correction[index, lane] = bias_correction(beta, count + lane + 1)
+            Correction[index, lane] = bias_correction(math.log(beta), count + lane + 1)
         if tx == (warp + 2) * WARP:
-            Forgotten[index, BLOCK] = T.Cast("float32", forgotten(beta, k * BLOCK))
+            Forgotten[index, BLOCK] = T.Cast("float32", forgotten(math.log(beta), k * BLOCK))
 
     @T.inline
     def averages(

@@ -1,0 +1,299 @@
+"""One decode step of B sequences: timestep decay norm and the complex EMA of its output.
+
+A CTA takes one group of features and some of the sequences: the norm's averages and the EMA's
+state of these features are then nobody else's. A row whose slot is -1 is idle: it counts slot 0's
+steps, starts from zeros and leaves every state alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+from tvm.script import tirx as T
+
+from ..timestep_norm import bias_correction, stepped
+from ..vector_math import f32, total
+from .reduce import WARP, broadcast, warp_reduce
+from .timestep_norm import GroupMoments
+from .vectors import Vectors, vector_width
+
+_MAX_THREADS = 1024
+_CTAS = 512  # that a large batch is divided among: four for each multiprocessor
+
+
+class _Step:
+    """The norm of one row's group by one warp: the inlines of both kernels."""
+
+    def __init__(self, dim: int, groups: int, betas: tuple[float, float], eps: float):
+        size = dim // groups
+        share = GroupMoments(size, 1)
+        lanes, width = share.lanes, share.width
+        floats = Vectors(width, "float32")
+        logs = [math.log(beta) for beta in betas]
+
+        @T.inline
+        def averages(
+            X, PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, Result
+        ):
+            """The state one step on; Result[0] is the centre in lane 0 and the scale in lane 1.
+
+            The two corrections, in double, are the longest part: they are taken side by side.
+            """
+            values = T.alloc_local((share.elements,), "float32")
+            mean = T.alloc_local((1,), "float32")
+            var = T.alloc_local((1,), "float32")
+            before = T.alloc_local((1,), "float32")
+            slot: T.int32 = T.max(Slots[row], 0)
+            for i in T.unroll(share.rounds):
+                if share.first(i, lane % lanes) < size:
+                    floats.load_row(
+                        values, i * width, X, row, group * size + share.first(i, lane % lanes)
+                    )
+            before[0] = f32(0.0)
+            if Slots[row] >= 0:
+                if lane == 0:
+                    before[0] = StateMean[index, slot, group]
+                if lane == 1:
+                    before[0] = StateVar[index, slot, group]
+            log_beta = T.meta_var(T.Select(lane == 0, T.float64(logs[0]), T.float64(logs[1])))
+            correction: T.float32 = bias_correction(log_beta, PriorCount[0] + Position[slot] + 1)
+            share.moments(values, 0, mean, var, lane % lanes)
+            gain = T.meta_var(T.Select(lane == 0, f32(1.0 - betas[0]), f32(1.0 - betas[1])))
+            after: T.float32 = stepped(gain, before[0], T.Select(lane == 0, mean[0], var[0]))
+            if Slots[row] >= 0:
+                if lane == 0:
+                    StateMean[index, slot, group] = after
+                if lane == 1:
+                    StateVar[index, slot, group] = after
+            Result[0] = after * correction
+            if lane == 1:
+                Result[0] = T.rsqrt(Result[0] + f32(eps))
+
+        self.averages = averages
+
+
+@functools.cache
+def timenorm_step(
+    dim: int,
+    groups: int,
+    betas: tuple[float, float],
+    eps: float,
+    norms: int,
+    batch: int,
+    dtype: str,
+):
+    """y [B, D] = the norm of x [B, D] float32; state mean, var [layers+1, slots, G].
+
+    A warp for each row and group.
+    """
+    size = dim // groups
+    step = _Step(dim, groups, betas, eps)
+    width = vector_width(dtype, size)
+    pieces = size // width
+    floats, elements = Vectors(width, "float32"), Vectors(width, dtype)
+
+    @T.prim_func(private=True)
+    def timenorm_step(
+        x: T.handle,
+        weight: T.handle,
+        bias: T.handle,
+        prior_count: T.handle,
+        slots: T.handle,
+        position: T.handle,
+        mean: T.handle,
+        var: T.handle,
+        index: T.int64,
+        y: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        num_slots = T.int64()
+        X = T.match_buffer(x, (batch, dim), "float32")
+        W = T.match_buffer(weight, (dim,), "float32")
+        B = T.match_buffer(bias, (dim,), "float32")
+        PriorCount = T.match_buffer(prior_count, (1,), "int32")
+        Slots = T.match_buffer(slots, (batch,), "int32")
+        Position = T.match_buffer(position, (num_slots,), "int32")
+        StateMean = T.match_buffer(mean, (norms, num_slots, groups), "float32")
+        StateVar = T.match_buffer(var, (norms, num_slots, groups), "float32")
+        Y = T.match_buffer(y, (batch, dim), dtype)
+        T.device_entry()
+        group, row = T.cta_id([groups, batch])
+        lane = T.thread_id([WARP])
+        result = T.alloc_local((1,), "float32")
+        values = T.alloc_local((width,), "float32")
+        weights = T.alloc_local((width,), "float32")
+        shifts = T.alloc_local((width,), "float32")
+        normal = T.alloc_local((width,), dtype)
+        step.averages(
+            X, PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, result
+        )
+        centre: T.float32 = broadcast(result[0], 0)
+        scale: T.float32 = broadcast(result[0], 1)
+        for i in T.serial(T.ceildiv(pieces, WARP)):
+            if i * WARP + lane < pieces:
+                column = T.meta_var(group * size + (i * WARP + lane) * width)
+                floats.load_row(values, 0, X, row, column)
+                floats.load(weights, 0, W, column)
+                floats.load(shifts, 0, B, column)
+                for j in T.unroll(width):
+                    normal[j] = T.Cast(dtype, (values[j] - centre) * scale * weights[j] + shifts[j])
+                elements.store_row(Y, row, column, normal, 0)
+
+    return timenorm_step
+
+
+@functools.cache
+def timenorm_cema_step(
+    dim: int,
+    groups: int,
+    modes: int,
+    betas: tuple[float, float],
+    eps: float,
+    norms: int,
+    layers: int,
+    batch: int,
+    dtype: str,
+):
+    """o [B, D] = the norm of x [B, D] float32; y [B, D] float32 = the EMA of o.
+
+    p [D, N], q and gamma [D, N, 2]; state mean, var [layers+1, slots, G] at ``index``, h [layers,
+    slots, D, N, 2] at ``layer``. The modes of a channel go across adjacent lanes.
+    """
+    size = dim // groups
+    step = _Step(dim, groups, betas, eps)
+    lanes = math.gcd(modes, WARP)  # of one channel
+    own = modes // lanes  # modes of a thread
+    threads = min(_MAX_THREADS, -(-size * lanes // WARP) * WARP)
+    channels = threads // lanes  # at a time
+    turns = -(-size // channels)
+    rows = max(n for n in range(1, max(1, batch * groups // _CTAS) + 1) if batch % n == 0)
+    reduce = warp_reduce(total, lanes)
+
+    @T.prim_func(private=True)
+    def timenorm_cema_step(
+        x: T.handle,
+        weight: T.handle,
+        bias: T.handle,
+        prior_count: T.handle,
+        p: T.handle,
+        q: T.handle,
+        gamma: T.handle,
+        slots: T.handle,
+        position: T.handle,
+        mean: T.handle,
+        var: T.handle,
+        h: T.handle,
+        index: T.int64,
+        layer: T.int64,
+        o: T.handle,
+        y: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        num_slots = T.int64()
+        X = T.match_buffer(x, (batch, dim), "float32")
+        W = T.match_buffer(weight, (dim,), "float32")
+        B = T.match_buffer(bias, (dim,), "float32")
+        PriorCount = T.match_buffer(prior_count, (1,), "int32")
+        P = T.match_buffer(p, (dim, modes), "float32")
+        Q = T.match_buffer(q, (dim, modes, 2), "float32")
+        Gamma = T.match_buffer(gamma, (dim, modes, 2), "float32")
+        Slots = T.match_buffer(slots, (batch,), "int32")
+        Position = T.match_buffer(position, (num_slots,), "int32")
+        StateMean = T.match_buffer(mean, (norms, num_slots, groups), "float32")
+        StateVar = T.match_buffer(var, (norms, num_slots, groups), "float32")
+        H = T.match_buffer(h, (layers, num_slots, dim, modes, 2), "float32")
+        Normal = T.match_buffer(o, (batch, dim), dtype)
+        Y = T.match_buffer(y, (batch, dim), "float32")
+        T.device_entry()
+        group, part = T.cta_id([groups, batch // rows])
+        tx = T.thread_id([threads])
+        Centre = T.alloc_shared((rows,), "float32")
+        Scale = T.alloc_shared((rows,), "float32")
+        result = T.alloc_local((1,), "float32")
+        ps = T.alloc_local((own,), "float32")
+        qs = T.alloc_local((own, 2), "float32")
+        gammas = T.alloc_local((own, 2), "float32")
+        hs = T.alloc_local((rows, own, 2), "float32")
+        xs = T.alloc_local((rows,), "float32")
+        affine = T.alloc_local((2,), "float32")
+        emitted = T.alloc_local((1,), "float32")
+
+        @T.inline
+        def fetch(channel):
+            """All that the channel needs, asked for before anything is waited for."""
+            for r in T.unroll(rows):
+                xs[r] = X[part * rows + r, channel]
+                for k in T.unroll(own):
+                    if Slots[part * rows + r] >= 0:
+                        for j in T.vectorized(2):
+                            hs[r, k, j] = H[
+                                layer,
+                                Slots[part * rows + r],
+                                channel,
+                                k * lanes + tx % lanes,
+                                j,
+                            ]
+                    else:
+                        hs[r, k, 0] = f32(0.0)
+                        hs[r, k, 1] = f32(0.0)
+            affine[0] = W[channel]
+            affine[1] = B[channel]
+            for k in T.unroll(own):
+                ps[k] = P[channel, k * lanes + tx % lanes]
+                for j in T.vectorized(2):
+                    qs[k, j] = Q[channel, k * lanes + tx % lanes, j]
+                for j in T.vectorized(2):
+                    gammas[k, j] = Gamma[channel, k * lanes + tx % lanes, j]
+
+        @T.inline
+        def advance(channel, exists):
+            for r in T.unroll(rows):
+                row = T.meta_var(part * rows + r)
+                normal: T.float32 = (xs[r] - Centre[r]) * Scale[r] * affine[0] + affine[1]
+                rounded = T.meta_var(T.Cast(dtype, normal))
+                value: T.float32 = T.Cast("float32", rounded)
+                emitted[0] = f32(0.0)
+                for k in T.unroll(own):
+                    turned: T.float32 = qs[k, 0] * hs[r, k, 0] + (
+                        ps[k] * value - qs[k, 1] * hs[r, k, 1]
+                    )
+                    hs[r, k, 1] = qs[k, 0] * hs[r, k, 1] + qs[k, 1] * hs[r, k, 0]
+                    hs[r, k, 0] = turned
+                    emitted[0] = (
+                        emitted[0] + gammas[k, 0] * hs[r, k, 0] - gammas[k, 1] * hs[r, k, 1]
+                    )
+                reduce(emitted)
+                if exists:
+                    if Slots[row] >= 0:
+                        for k in T.unroll(own):
+                            for j in T.vectorized(2):
+                                H[layer, Slots[row], channel, k * lanes + tx % lanes, j] = hs[
+                                    r, k, j
+                                ]
+                    if tx % lanes == 0:
+                        Normal[row, channel] = rounded
+                        Y[row, channel] = value + emitted[0]
+
+        # Past the group's end, its last channel again.
+        first = T.meta_var(T.min(tx // lanes, size - 1))
+        fetch(group * size + first)
+        for i in T.serial(T.ceildiv(rows * WARP, threads)):
+            r = T.meta_var(i * (threads // WARP) + tx // WARP)
+            if r < rows:
+                step.averages(
+                    X, PriorCount, Slots, Position, StateMean, StateVar, index, part * rows + r,
+                    group, tx % WARP, result,
+                )  # fmt: skip
+                if tx % WARP == 0:
+                    Centre[r] = result[0]
+                if tx % WARP == 1:
+                    Scale[r] = result[0]
+        T.tvm_storage_sync("shared")
+        advance(group * size + first, tx // lanes < size)
+        for i in T.serial(turns - 1):
+            channel = T.meta_var((i + 1) * channels + tx // lanes)
+            fetch(group * size + T.min(channel, size - 1))
+            advance(group * size + T.min(channel, size - 1), channel < size)
+
+    return timenorm_cema_step
