@@ -41,6 +41,12 @@ int cuTensorMapEncodeTiled(void) { return 100; }
 """
 
 
+def cuda_target(name: str) -> CudaTarget:
+    target = resolve(name)
+    assert isinstance(target, CudaTarget)
+    return target
+
+
 def doubled():
     @T.prim_func(private=True)
     def kernel(x: T.handle, y: T.handle):
@@ -65,20 +71,56 @@ class Product(nn.Module):
         return call(kernel, "product", [y, w], fresh([x.shape[0], w.shape[0]]))
 
 
+def make(target: CudaTarget, folder: Path) -> Path:
+    """A library of ``Product`` in ``folder``, and its dump in ``<target>.dump`` beside it."""
+    x, w = spec.Tensor(["m", COLUMNS], "float32"), spec.Tensor(["n", COLUMNS], "float32")
+    bare = {"param_mode": "none", "effect_mode": "none"}
+    module, _ = Product().export_tvm(spec={"product": {"x": x, "w": w, "$": bare}})
+    module = with_metadata(module, {"target": target.describe()})
+    library = folder / f"{target.name}.so"
+    export(build(module, target, folder / f"{target.name}.dump"), library)
+    return library
+
+
 @pytest.fixture(scope="module")
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A library for each target, and its dump in the folder ``<target>.dump`` beside it."""
     folder = tmp_path_factory.mktemp("cuda")
-    matrix = spec.Tensor(["m", COLUMNS], "float32"), spec.Tensor(["n", COLUMNS], "float32")
-    bare = {"param_mode": "none", "effect_mode": "none"}
-    module, _ = Product().export_tvm(spec={"product": {"x": matrix[0], "w": matrix[1], "$": bare}})
-    made = {}
-    for name in TARGETS:
-        target = resolve(name)
-        described = with_metadata(module, {"target": target.describe()})
-        made[name] = folder / f"{name}.so"
-        export(build(described, target, folder / f"{name}.dump"), made[name])
-    return made
+    return {name: make(cuda_target(name), folder) for name in TARGETS}
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a driver that finds no device."""
+    library = tmp_path_factory.mktemp("driver") / "libcuda.so.1"
+    soname = f"-Wl,-soname,{library.name}"
+    subprocess.run(
+        ["g++", "-shared", "-fPIC", soname, "-x", "c", "-", "-o", str(library)],
+        input=DRIVER,
+        text=True,
+        check=True,
+    )
+    return library.parent
+
+
+def run_with_driver(driver: Path, program: str, *arguments: str, **environment: str) -> str:
+    """Standard output of a Python program on a machine that has that driver."""
+    (cudart,) = [
+        file for folder in cuda.nvidia_packages() for file in folder.glob("*/lib/libcudart.so*")
+    ]
+    checkout = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={
+            **os.environ,
+            "LD_LIBRARY_PATH": f"{driver}:{cudart.parent}",
+            "PYTHONPATH": f"{checkout}:{Path(__file__).parent}",
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def fatbin_entries(library: Path) -> list[tuple[str, int, bytes]]:
@@ -137,15 +179,13 @@ import tvm
 from tvm.runtime import vm
 from gecko_mlc.runtime import cuda
 
-driver, *libraries = sys.argv[1:]
-ctypes.CDLL(driver, ctypes.RTLD_GLOBAL)
 try:
     cuda.load_runtime()
 except cuda.CudaError as error:
     refusal = str(error)
 ctypes.CDLL(str(Path(tvm.__file__).parent / "lib/libtvm_runtime_cuda.so"), ctypes.RTLD_GLOBAL)
 said = []
-for library in libraries:
+for library in sys.argv[1:]:
     machine = vm.VirtualMachine(tvm.runtime.load_module(library), tvm.cpu())
     said.append(json.loads(str(machine["_metadata"]())))
 with open("/proc/self/maps") as maps:
@@ -154,31 +194,34 @@ print(json.dumps({"refusal": refusal, "said": said, "compiler": compiler}))
 """
 
 
-def test_loads_with_the_runtime_alone(libraries: dict[str, Path], tmp_path: Path) -> None:
-    """On a machine with a driver, here one that finds no device: all but running its kernels."""
-    driver = tmp_path / "libcuda.so.1"
-    soname = f"-Wl,-soname,{driver.name}"
-    subprocess.run(
-        ["g++", "-shared", "-fPIC", soname, "-x", "c", "-", "-o", str(driver)],
-        input=DRIVER,
-        text=True,
-        check=True,
-    )
-    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run(
-        [sys.executable, "-c", RUNTIME_ONLY, str(driver), *map(str, libraries.values())],
-        env={**os.environ, "TVM_USE_RUNTIME_LIB": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["said"] == [{"target": resolve(name).describe()} for name in TARGETS]
+def test_loads_with_the_runtime_alone(libraries: dict[str, Path], driver: Path) -> None:
+    """All but running its kernels, on a machine with a driver that finds no device."""
+    paths = map(str, libraries.values())
+    found = json.loads(run_with_driver(driver, RUNTIME_ONLY, *paths, TVM_USE_RUNTIME_LIB="1"))
+    assert found["said"] == [{"target": cuda_target(name).describe()} for name in TARGETS]
     assert found["refusal"].startswith("no CUDA device can be used: ")
     assert not found["compiler"]
 
 
-def test_refused_on_another_device(libraries: dict[str, Path], tmp_path: Path) -> None:
+WITH_DRIVER = """
+import sys
+from pathlib import Path
+import tvm, tvm_ffi
+from test_compile_cuda import cuda_target, make
+
+assert tvm_ffi.get_global_func("ffi.Module.create.cuda", allow_missing=True) is not None
+make(cuda_target("cuda-sm90a"), Path(sys.argv[1]))
+"""
+
+
+def test_a_driver_changes_nothing(libraries: dict[str, Path], driver: Path, tmp_path: Path) -> None:
+    """Where TVM could make its own CUDA module, too, ours holds the machine code."""
+    run_with_driver(driver, WITH_DRIVER, str(tmp_path))
+    made = fatbin_entries(tmp_path / "cuda-sm90a.so")
+    assert made == fatbin_entries(libraries["cuda-sm90a"])
+
+
+def test_refused_on_another_device(libraries: dict[str, Path]) -> None:
     with pytest.raises(LibraryError, match=r"cuda\.so is compiled for a GPU: wanted device cuda"):
         Library(libraries["cuda"])
 
@@ -203,7 +246,7 @@ def test_without_a_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_which_gpus_run_a_target(target: str, gpus: set[tuple[int, int]]) -> None:
     known = {(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (13, 0)}
-    described = resolve(target).describe()
+    described = cuda_target(target).describe()
     can = {gpu for gpu in known if cuda.can_run(described["machine_code"], described["ptx"], gpu)}
     assert can == gpus
     machine_code = described["machine_code"]
@@ -245,8 +288,7 @@ def test_with_the_compiler_of_the_python_package(monkeypatch: pytest.MonkeyPatch
     ]
     monkeypatch.setattr(nvcc, "find_nvcc", lambda: package)
     source = '#include <cuda_bf16.h>\nextern "C" __global__ void k(nv_bfloat16* x) { *x = 1; }'
-    target = CudaTarget("one", "sm_90a", ("sm_90a",))
-    assert nvcc.compile_cuda(source, target).startswith(b"\x50\xed\x55\xba")
+    assert nvcc.compile_cuda(source, cuda_target("cuda-sm90a")).startswith(b"\x50\xed\x55\xba")
 
 
 def test_the_compilers_own_message(tmp_path: Path) -> None:
