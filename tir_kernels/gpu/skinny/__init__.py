@@ -1,0 +1,17 @@
+"""Products of a decode step's few rows with the weights, bound by reading the weights once."""
+
+from .norms import FUSED_ROWS, Norm, layernorm_step, rmsnorm_step
+from .products import fc1_step, fc2_scaled_step, fc2_step, logits_step, projections_step, wh2_step
+
+__all__ = [
+    "FUSED_ROWS",
+    "Norm",
+    "fc1_step",
+    "fc2_scaled_step",
+    "fc2_step",
+    "layernorm_step",
+    "logits_step",
+    "projections_step",
+    "rmsnorm_step",
+    "wh2_step",
+]

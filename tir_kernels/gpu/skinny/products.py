@@ -1,0 +1,264 @@
+"""The products of a decode step: activations [B, inputs] times weights [outputs, inputs].
+
+Each reads its weights once and does what comes before and after the product on the way. ``sms`` is
+the number of multiprocessors to spread over; any number computes the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+from tvm.script import tirx as T
+
+from ...vector_math import silu
+from .norms import FUSED_ROWS, Norm, Normalised
+from .plan import Plan, Shape
+from .rows import Rows
+from .simt import simt_product
+from .tensor_core import tensor_core_product
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """The work of ``ctas`` CTAs: a product with what comes before (``source``) and after it.
+
+    ``run`` is an inline (W, (inputs, outputs), arena, cta, tx) for a CTA of ``threads`` threads;
+    ``arena`` is ``shared`` bytes of dynamic shared memory.
+    """
+
+    ctas: int
+    threads: int
+    shared: int
+    run: Callable
+
+
+def _product(shape: Shape, source: Rows | Normalised, finish, ctas: int, options: dict) -> Product:
+    plan = Plan(shape, ctas, **options)
+    if plan.fits and source.fits(plan):
+        run = tensor_core_product(plan, source.stage(plan), finish)
+        return Product(plan.ctas, plan.threads, plan.bytes, run)
+    run = simt_product(shape, source, finish, plan.warps)
+    shared = max(16, shape.batch * source.found_bytes)
+    return Product(-(-shape.outputs // plan.warps), plan.threads, shared, run)
+
+
+def _normed(norm: Norm, batch: int, dtype: str) -> tuple[Rows | Normalised, str]:
+    """Activations after a norm: float32 rows to be normalised, or many rows that already are."""
+    return (Normalised(norm), "float32") if batch <= FUSED_ROWS else (Rows(), dtype)
+
+
+@functools.cache
+def projections_step(
+    batch: int, norm: Norm, value_dim: int, z_dim: int, dtype: str, sms: int = 132, **options
+):
+    """v = silu(wv o + bias_v) and projected = z | silu(r) | h, each wzrh mx + bias.
+
+    o [B, D] of ``dtype``; mx = RMSNorm(y), y [B, D] float32, or, for more than FUSED_ROWS rows, y
+    is mx already, of ``dtype``. v [B, E] and projected [B, S + E + D] are float32.
+    """
+    dim = norm.dim
+    columns = z_dim + value_dim + dim
+    source, source_dtype = _normed(norm, batch, dtype)
+
+    @T.inline
+    def write_v(operands, sums, b, output):
+        operands[1][b, output] = silu(sums[0] + operands[0][output])
+
+    @T.inline
+    def write_projected(operands, sums, b, output):
+        biased: T.let = sums[0] + operands[0][output]
+        operands[1][b, output] = T.Select(
+            T.And(output >= z_dim, output < z_dim + value_dim), silu(biased), biased
+        )
+
+    # CTAs in proportion to the outputs.
+    share = max(1, sms * value_dim // (value_dim + columns))
+    first = _product(Shape(batch, dim, value_dim, dtype), Rows(), write_v, share, options)
+    second = _product(
+        Shape(batch, dim, columns, dtype), source, write_projected, sms - share, options
+    )
+
+    @T.prim_func(private=True)
+    def projections_step(
+        o: T.handle,
+        y: T.handle,
+        weight: T.handle,
+        wv: T.handle,
+        bias_v: T.handle,
+        wzrh: T.handle,
+        bias: T.handle,
+        v: T.handle,
+        projected: T.handle,
+    ):
+        T.func_attr({"tirx.noalias": True})
+        Normed = T.match_buffer(o, (batch, dim), dtype)
+        Y = T.match_buffer(y, (batch, dim), source_dtype)
+        Weight = T.match_buffer(weight, (dim,), "float32")
+        Wv = T.match_buffer(wv, (value_dim, dim), dtype)
+        BiasV = T.match_buffer(bias_v, (value_dim,), "float32")
+        Wzrh = T.match_buffer(wzrh, (columns, dim), dtype)
+        Bias = T.match_buffer(bias, (columns,), "float32")
+        V = T.match_buffer(v, (batch, value_dim), "float32")
+        Projected = T.match_buffer(projected, (batch, columns), "float32")
+        T.device_entry()
+        cta = T.cta_id([first.ctas + second.ctas])
+        tx = T.thread_id([first.threads])
+        arena = T.alloc_buffer((max(first.shared, second.shared),), "uint8", scope="shared.dyn")
+        if cta < first.ctas:
+            first.run(Wv, ((Normed,), (BiasV, V)), arena, cta, tx)
+        else:
+            second.run(Wzrh, ((Y, Weight), (Bias, Projected)), arena, cta - first.ctas, tx)
+
+    return projections_step
+
+
+@functools.cache
+def wh2_step(
+    batch: int, value_dim: int, dim: int, z_dim: int, dtype: str, sms: int = 132, **options
+):
+    """out [B, D] float32 = wh2 gated + h + x; h stands behind z and r in projected [B, S + E + D].
+
+    gated [B, E] of ``dtype``, x [B, D] float32.
+    """
+    offset = z_dim + value_dim
+
+    @T.inline
+    def write(operands, sums, b, output):
+        operands[2][b, output] = sums[0] + operands[0][b, offset + output] + operands[1][b, output]
+
+    product = _product(Shape(batch, value_dim, dim, dtype), Rows(), write, sms, options)
+
+    @T.prim_func(private=True)
+    def wh2_step(gated: T.handle, w: T.handle, projected: T.handle, x: T.handle, out: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        Gated = T.match_buffer(gated, (batch, value_dim), dtype)
+        W = T.match_buffer(w, (dim, value_dim), dtype)
+        Projected = T.match_buffer(projected, (batch, offset + dim), "float32")
+        X = T.match_buffer(x, (batch, dim), "float32")
+        Out = T.match_buffer(out, (batch, dim), "float32")
+        T.device_entry()
+        cta = T.cta_id([product.ctas])
+        tx = T.thread_id([product.threads])
+        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        product.run(W, ((Gated,), (Projected, X, Out)), arena, cta, tx)
+
+    return wh2_step
+
+
+@functools.cache
+def fc1_step(
+    batch: int, norm: Norm, hidden: int, swiglu: bool, dtype: str, sms: int = 132, **options
+):
+    """hid [B, F] of ``dtype`` = silu(fc1 n) * fc3 n, or silu(fc1 n) without ``swiglu``.
+
+    w [2F, D] is fc1 over fc3, or just fc1 [F, D].
+    n = LayerNorm(out), out [B, D] float32, or, for more than FUSED_ROWS rows, out is n already, of
+    ``dtype``.
+    """
+    source, source_dtype = _normed(norm, batch, dtype)
+
+    def gate(sums):
+        return silu(sums[0]) * sums[1] if swiglu else silu(sums[0])
+
+    @T.inline
+    def write(operands, sums, b, output):
+        operands[0][b, output] = T.Cast(dtype, gate(sums))
+
+    shape = Shape(batch, norm.dim, hidden, dtype, gated=swiglu)
+    product = _product(shape, source, write, sms, options)
+
+    @T.prim_func(private=True)
+    def fc1_step(out: T.handle, weight: T.handle, bias: T.handle, w: T.handle, hid: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        Out = T.match_buffer(out, (batch, norm.dim), source_dtype)
+        Weight = T.match_buffer(weight, (norm.dim,), "float32")
+        Bias = T.match_buffer(bias, (norm.dim,), "float32")
+        W = T.match_buffer(w, (2 * hidden if swiglu else hidden, norm.dim), dtype)
+        Hid = T.match_buffer(hid, (batch, hidden), dtype)
+        T.device_entry()
+        cta = T.cta_id([product.ctas])
+        tx = T.thread_id([product.threads])
+        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        product.run(W, ((Out, Weight, Bias), (Hid,)), arena, cta, tx)
+
+    return fc1_step
+
+
+@functools.cache
+def fc2_step(batch: int, hidden: int, dim: int, dtype: str, sms: int = 132, **options):
+    """x [B, D] float32 = fc2 hid + residual; hid [B, F] of ``dtype``, residual [B, D] float32."""
+
+    @T.inline
+    def write(operands, sums, b, output):
+        operands[1][b, output] = sums[0] + operands[0][b, output]
+
+    product = _product(Shape(batch, hidden, dim, dtype), Rows(), write, sms, options)
+
+    @T.prim_func(private=True)
+    def fc2_step(hid: T.handle, w: T.handle, residual: T.handle, x: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        Hid = T.match_buffer(hid, (batch, hidden), dtype)
+        W = T.match_buffer(w, (dim, hidden), dtype)
+        Residual = T.match_buffer(residual, (batch, dim), "float32")
+        X = T.match_buffer(x, (batch, dim), "float32")
+        T.device_entry()
+        cta = T.cta_id([product.ctas])
+        tx = T.thread_id([product.threads])
+        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        product.run(W, ((Hid,), (Residual, X)), arena, cta, tx)
+
+    return fc2_step
+
+
+@functools.cache
+def fc2_scaled_step(batch: int, hidden: int, dim: int, dtype: str, sms: int = 132, **options):
+    """x [B, D] float32 = alpha * fc2 hid + residual (rescale_nffn), alpha [D] float32."""
+
+    @T.inline
+    def write(operands, sums, b, output):
+        operands[2][b, output] = operands[1][output] * sums[0] + operands[0][b, output]
+
+    product = _product(Shape(batch, hidden, dim, dtype), Rows(), write, sms, options)
+
+    @T.prim_func(private=True)
+    def fc2_step(hid: T.handle, w: T.handle, residual: T.handle, alpha: T.handle, x: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        Hid = T.match_buffer(hid, (batch, hidden), dtype)
+        W = T.match_buffer(w, (dim, hidden), dtype)
+        Residual = T.match_buffer(residual, (batch, dim), "float32")
+        Alpha = T.match_buffer(alpha, (dim,), "float32")
+        X = T.match_buffer(x, (batch, dim), "float32")
+        T.device_entry()
+        cta = T.cta_id([product.ctas])
+        tx = T.thread_id([product.threads])
+        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        product.run(W, ((Hid,), (Residual, Alpha, X)), arena, cta, tx)
+
+    return fc2_step
+
+
+@functools.cache
+def logits_step(batch: int, dim: int, outputs: int, dtype: str, sms: int = 132, **options):
+    """y [B, V] float32 = w o, o [B, D] of ``dtype``."""
+
+    @T.inline
+    def write(operands, sums, b, output):
+        operands[0][b, output] = sums[0]
+
+    product = _product(Shape(batch, dim, outputs, dtype), Rows(), write, sms, options)
+
+    @T.prim_func(private=True)
+    def logits_step(o: T.handle, w: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        Normed = T.match_buffer(o, (batch, dim), dtype)
+        W = T.match_buffer(w, (outputs, dim), dtype)
+        Y = T.match_buffer(y, (batch, outputs), "float32")
+        T.device_entry()
+        cta = T.cta_id([product.ctas])
+        tx = T.thread_id([product.threads])
+        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        product.run(W, ((Normed,), (Y,)), arena, cta, tx)
+
+    return logits_step
