@@ -8,7 +8,15 @@ import re
 from collections.abc import Iterator
 
 # What the letters of an operand's kind mean in C++.
-_TYPES = {"h": "uint16_t", "w": "uint32_t", "d": "uint64_t", "f": "float", "p": "bool"}
+_TYPES = {
+    "h": "uint16_t",
+    "w": "uint32_t",
+    "d": "uint64_t",
+    "i": "int32_t",
+    "s": "uint32_t",
+    "f": "float",
+    "p": "bool",
+}
 _ELEMENTS = {
     "b8": "uint8_t",
     "u8": "uint8_t",
@@ -29,6 +37,11 @@ _ELEMENTS = {
     "pred": "bool",
 }
 _ELEMENT = "|".join(_ELEMENTS)
+_SCOPE = (
+    r"(?:\.(?:release|acquire|relaxed))?(?:\.(?:cta|cluster))?(?:\.shared(?:::cta|::cluster)?)?"
+)
+_TO_SHARED = r"\.shared::(?:cluster|cta)\.global(?:\.tile)?\.mbarrier::complete_tx::bytes"
+_WGMMA = r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16\.f32\.(f16|bf16)\.\1"
 _MODIFIERS = r"(?:\.[\w:]+)*?"
 
 # Instruction (whole, as a pattern), function, and the kinds of its operands in order: "=" is
@@ -59,6 +72,30 @@ _RULES: list[tuple[str, str, str]] = [
     (r"cp\.async\.commit_group", "cp_async_commit_group", ""),
     (r"cp\.async\.wait_group", "cp_async_wait_group", "w"),
     (r"cp\.async\.wait_all", "cp_async_wait_all", ""),
+    # mbarriers, bulk copies, clusters
+    (r"mbarrier\.init(?:\.shared(?:::cta)?)?\.b64", "mbarrier_init", "a w"),
+    (rf"mbarrier\.arrive{_SCOPE}\.b64", "mbarrier_arrive", "=d a w?"),
+    (rf"mbarrier\.arrive\.expect_tx{_SCOPE}\.b64", "mbarrier_arrive_expect_tx", "=d a w"),
+    (rf"mbarrier\.(expect|complete)_tx{_SCOPE}\.b64", "mbarrier_{0}_tx", "a w"),
+    (rf"mbarrier\.(try|test)_wait\.parity{_SCOPE}\.b64", "mbarrier_{0}_wait_parity", "=p a w w?"),
+    (rf"mbarrier\.(try|test)_wait{_SCOPE}\.b64", "mbarrier_{0}_wait", "=p a d w?"),
+    (r"mbarrier\.inval(?:\.shared(?:::cta)?)?\.b64", "", "a"),
+    (rf"cp\.async\.bulk{_TO_SHARED}", "cp_async_bulk", "s a w s"),
+    (rf"cp\.async\.bulk\.tensor\.[1-5]d{_TO_SHARED}", "cp_async_bulk_tensor", "s m s"),
+    (
+        rf"cp\.async\.bulk\.tensor\.[1-5]d{_TO_SHARED}\.multicast::cluster",
+        "cp_async_bulk_tensor_multicast",
+        "s m s h",
+    ),
+    (r"mapa\.shared::cluster\.u32", "mapa", "=w w w"),
+    (r"barrier\.cluster\.arrive(?:\.release|\.relaxed)?(?:\.aligned)?", "cluster_arrive", ""),
+    (r"barrier\.cluster\.wait(?:\.acquire)?(?:\.aligned)?", "cluster_wait", ""),
+    # products of a warpgroup, the left operand from shared memory or from registers
+    (rf"{_WGMMA}", "wgmma", "&f d d p w w w w"),
+    (rf"{_WGMMA}", "wgmma", "&f w d p w w w"),
+    (r"wgmma\.fence\.sync\.aligned", "", ""),
+    (r"wgmma\.commit_group\.sync\.aligned", "wgmma_commit_group", ""),
+    (r"wgmma\.wait_group\.sync\.aligned", "wgmma_wait_group", "w"),
     # barriers and warps
     (r"(?:bar|barrier)(?:\.cta)?\.sync(?:\.aligned)?", "bar_sync", "w w?"),
     (r"(?:bar|barrier)(?:\.cta)?\.arrive(?:\.aligned)?", "bar_arrive", "w w"),
@@ -173,6 +210,21 @@ def _statements(assembly: str) -> Iterator[_Statement]:
         yield _Statement(labels, "")
 
 
+def _rule(opcode: str, operands: int) -> tuple[re.Match[str], str, list[str]]:
+    """The first rule for the instruction with so many operands: match, function, kinds."""
+    known = False
+    for pattern, function, kinds in _RULES:
+        match = re.fullmatch(pattern, opcode)
+        if match is None:
+            continue
+        known = True
+        wanted = kinds.split()
+        if sum(not kind.endswith("?") for kind in wanted) <= operands <= len(wanted):
+            return match, function, wanted
+    what = f"{opcode} with {operands} operands" if known else f"the instruction {opcode}"
+    raise AssemblyError(f"the emulated device does not know {what}")
+
+
 class _Block:
     """One asm statement."""
 
@@ -218,17 +270,15 @@ class _Block:
         return condition + self._call(opcode, operands)
 
     def _call(self, opcode: str, operands: list[str]) -> str:
-        for pattern, function, kinds in _RULES:
-            match = re.fullmatch(pattern, opcode)
-            if match is not None:
-                break
-        else:
-            raise AssemblyError(f"the emulated device does not know the instruction {opcode}")
+        # `d|p` are two operands.
+        operands = [part for operand in operands for part in _split(operand, "|")]
+        match, function, kinds = _rule(opcode, len(operands))
         types = [_ELEMENTS.get(group, group) for group in match.groups()]
-        function = function.format(*types, name=opcode.split(".")[0])
-        if "<" not in function and types:
+        if "{" in function:
+            function = function.format(*types, name=opcode.split(".")[0])
+        elif types:
             function += f"<{', '.join(types)}>"
-        return _Call(self, opcode, function, types, kinds.split()).text(operands)
+        return _Call(self, function, types, kinds).text(operands)
 
     def _value(self, operand: str) -> str:
         """The C++ expression of a register, an operand of the asm statement, or a number."""
@@ -255,21 +305,13 @@ _SPECIAL = {
 class _Call:
     """An instruction's call: operands in, function, operands out."""
 
-    def __init__(
-        self, block: _Block, opcode: str, function: str, types: list[str], kinds: list[str]
-    ) -> None:
-        self._block, self._opcode, self._function = block, opcode, function
-        self._types, self._kinds = types, kinds
+    def __init__(self, block: _Block, function: str, types: list[str], kinds: list[str]) -> None:
+        self._block, self._function, self._types, self._kinds = block, function, types, kinds
         self._before: list[str] = []
         self._after: list[str] = []
         self._arguments: list[str] = []
 
     def text(self, operands: list[str]) -> str:
-        # `d|p` are two operands.
-        operands = [part for operand in operands for part in _split(operand, "|")]
-        wanted = sum(not kind.endswith("?") for kind in self._kinds)
-        if not wanted <= len(operands) <= len(self._kinds):
-            raise AssemblyError(f"{self._opcode} has {len(operands)} operands, wanted {wanted}")
         if not self._function:
             return ";"
         for operand, kind in zip(operands, self._kinds, strict=False):
@@ -279,7 +321,9 @@ class _Call:
             call = f"{result}[0] {self._function}({', '.join(arguments)});"
         else:
             call = f"{self._function}({', '.join(self._arguments)});"
-        return " ".join(["{ using namespace emulator::ptx;", *self._before, call, *self._after, "}"])
+        return " ".join(
+            ["{ using namespace emulator::ptx;", *self._before, call, *self._after, "}"]
+        )
 
     def _operand(self, operand: str, kind: str) -> None:
         name = f"operand_{len(self._arguments)}"
@@ -290,6 +334,13 @@ class _Call:
             value = self._block._value(base.strip())
             self._before.append(f"auto* const {name} = address({value}) {plus} {offset};")
             return
+        if letter == "m":
+            tensor_map, coordinates = _split(operand.strip("[]"), ",")
+            self._before.append(f"const void* const {name} = {self._block._value(tensor_map)};")
+            self._operand(coordinates, "i")
+            return
+        if letter == "s":
+            operand = operand.strip("[]")
         element = self._types[-1] if letter == "t" else _TYPES[letter]
         group = operand.startswith("{")
         members = _split(operand.strip("{}"), ",")

@@ -35,7 +35,7 @@ _SIZES = {
 # Bytes that a block's static arrays may take together.
 _MAX_STATIC_SHARED = 48 << 10
 
-_INCLUDE = re.compile(r"^\s*#\s*include\s*<(?:cuda|mma|math_constants)[^>]*>", re.M)
+_INCLUDE = re.compile(r"^\s*#\s*include\s*<(?:cuda|cooperative_groups|mma|math_constants)[^>]*>", re.M)
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\([^)]*\)\s*([;{])')
 _STATIC = re.compile(r"__shared__ (?:alignas\((\d+)\) )?([\w ]+?) (\w+)\[(\d+)\];")
 _DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\)|alignas\(\d+\)) ([\w ]+?) (\w+)\[\];")

@@ -259,6 +259,17 @@ inline void __threadfence_system() { __threadfence(); }
 inline void __nanosleep(unsigned) { emulator::yield(); }
 [[noreturn]] inline void __trap() { emulator::fail("trap"); }
 
+namespace cooperative_groups {
+
+struct ThreadBlock {
+  unsigned thread_rank() const {
+    return (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+  }
+};
+inline ThreadBlock this_thread_block() { return {}; }
+
+}  // namespace cooperative_groups
+
 namespace emulator {
 
 template <class Function>

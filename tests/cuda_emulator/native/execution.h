@@ -35,6 +35,7 @@ struct Block {
   Index index_in_cluster;
   unsigned rank_in_cluster;
   unsigned char* shared;  // the static arrays, then the dynamic arena
+  unsigned char* const* cluster_shared;  // those of the cluster's blocks
 };
 
 struct Warp;
@@ -63,16 +64,30 @@ void collective(uint32_t mask, Operation operation, void* operand);
 // Arrives at a named barrier of `threads` threads (0: all of the block that have not ended) and,
 // with `wait`, waits for it. Returns the sum of `value` over these threads.
 int barrier(unsigned id, unsigned threads, bool wait, int value);
-// Does a copy, at once or not before it is waited for.
-void copy_async(std::function<void()> copy);
-// This thread's copies since the last commit become a group.
-void commit_copies();
-// Waits for all groups of this thread but the last `groups`.
-void wait_copies(unsigned groups);
+// Asynchronous work comes in groups: copies of a thread, matrix products of a warp (started,
+// committed and waited for within warp-wide operations). It is done at once, or not before it is
+// waited for.
+enum class Async { kCopies, kProducts };
+void start(Async kind, std::function<void()> work);
+void commit(Async kind);
+// Waits for all groups but the last `groups`.
+void wait(Async kind, unsigned groups);
+// Work that nobody waits for but through an mbarrier; at once, or when no thread can go on.
+void transfer(std::function<void()> work);
+
+// Sleeps until what the address stands for changes.
+void sleep_on(const void* what);
+void wake(const void* what);
+void cluster_arrive();
+void cluster_wait();
 // Lets other fibers run.
 void yield();
 // Ends the launch with a message.
 [[noreturn]] void fail(const char* message);
+
+// A block's own shared memory is at kSharedWindow, that of block r of its cluster also at
+// (r + 1) << kRankShift | kSharedWindow.
+constexpr unsigned kRankShift = 24;
 
 inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) -
@@ -80,8 +95,15 @@ inline uint32_t shared_address(const void* pointer) {
          kSharedWindow;
 }
 
+inline uint32_t address_in_block(uint32_t address, uint32_t rank) {
+  return (address & ((1u << kRankShift) - 1)) | (rank + 1) << kRankShift;
+}
+
 inline unsigned char* shared_pointer(uint32_t address) {
-  return current->block->shared + (address - kSharedWindow);
+  const Block& block = *current->block;
+  const uint32_t rank = address >> kRankShift;
+  unsigned char* const shared = rank == 0 ? block.shared : block.cluster_shared[rank - 1];
+  return shared + ((address & ((1u << kRankShift) - 1)) - kSharedWindow);
 }
 
 }  // namespace emulator

@@ -1,7 +1,9 @@
 // PTX instructions as functions: the results first, as arrays, then the operands. ptx.py calls them.
 #pragma once
 
+#include "bulk_copy.h"
 #include "cuda_emulator.h"
+#include "mbarrier.h"
 #include "tensor_core.h"
 
 namespace emulator::ptx {
@@ -118,7 +120,7 @@ inline void cp_async(unsigned char* to, const unsigned char* from, uint32_t size
   if (source_size > size) fail("cp.async reads more than it writes");
   need_alignment(to, size);
   if (source_size != 0) need_alignment(from, size);
-  copy_async([=] {
+  start(Async::kCopies, [=] {
     std::memcpy(to, from, source_size);
     std::memset(to + source_size, 0, size - source_size);
   });
@@ -126,12 +128,93 @@ inline void cp_async(unsigned char* to, const unsigned char* from, uint32_t size
 inline void cp_async(unsigned char* to, const unsigned char* from, uint32_t size) {
   cp_async(to, from, size, size);
 }
-inline void cp_async_commit_group() { commit_copies(); }
-inline void cp_async_wait_group(uint32_t groups) { wait_copies(groups); }
+inline void cp_async_commit_group() { commit(Async::kCopies); }
+inline void cp_async_wait_group(uint32_t groups) { wait(Async::kCopies, groups); }
 inline void cp_async_wait_all() {
-  commit_copies();
-  wait_copies(0);
+  commit(Async::kCopies);
+  wait(Async::kCopies, 0);
 }
+
+// ---- mbarriers and bulk copies ---------------------------------------------------------------
+
+inline void mbarrier_init(unsigned char* at, uint32_t count) { MBarrier::at(at).init(count); }
+inline void mbarrier_arrive(uint64_t (&state)[1], unsigned char* at, uint32_t count = 1) {
+  state[0] = MBarrier::at(at).arrive(count);
+}
+inline void mbarrier_arrive(unsigned char* at, uint32_t count = 1) {
+  MBarrier::at(at).arrive(count);
+}
+inline void mbarrier_arrive_expect_tx(uint64_t (&state)[1], unsigned char* at, uint32_t bytes) {
+  MBarrier::at(at).expect(bytes);
+  state[0] = MBarrier::at(at).arrive(1);
+}
+inline void mbarrier_expect_tx(unsigned char* at, uint32_t bytes) { MBarrier::at(at).expect(bytes); }
+inline void mbarrier_complete_tx(unsigned char* at, uint32_t bytes) {
+  MBarrier::at(at).complete(bytes);
+}
+// The time a try may take is up to the device: here it is as long as it takes.
+inline void mbarrier_try_wait_parity(bool (&done)[1], unsigned char* at, uint32_t parity,
+                                     uint32_t = 0) {
+  MBarrier::at(at).wait(parity & 1);
+  done[0] = true;
+}
+inline void mbarrier_try_wait(bool (&done)[1], unsigned char* at, uint64_t state, uint32_t = 0) {
+  mbarrier_try_wait_parity(done, at, MBarrier::parity(state));
+}
+inline void mbarrier_test_wait_parity(bool (&done)[1], unsigned char* at, uint32_t parity) {
+  yield();
+  done[0] = MBarrier::at(at).completed(parity & 1);
+}
+inline void mbarrier_test_wait(bool (&done)[1], unsigned char* at, uint64_t state) {
+  mbarrier_test_wait_parity(done, at, MBarrier::parity(state));
+}
+
+inline void cp_async_bulk(uint32_t to, const unsigned char* from, uint32_t bytes,
+                          uint32_t mbarrier) {
+  bulk_load(shared_pointer(to), from, bytes, shared_pointer(mbarrier));
+}
+template <size_t N>
+inline void cp_async_bulk_tensor(uint32_t to, const void* map, const int32_t (&coordinates)[N],
+                                 uint32_t mbarrier) {
+  bulk_tensor_load(shared_pointer(to), map, coordinates, N, shared_pointer(mbarrier));
+}
+// The box and its bytes arrive at the same place in each block of the mask.
+template <size_t N>
+inline void cp_async_bulk_tensor_multicast(uint32_t to, const void* map,
+                                           const int32_t (&coordinates)[N], uint32_t mbarrier,
+                                           uint16_t mask) {
+  each_lane(mask, [&](uint32_t rank) {
+    cp_async_bulk_tensor(address_in_block(to, rank), map, coordinates,
+                         address_in_block(mbarrier, rank));
+  });
+}
+
+using emulator::cluster_arrive;
+using emulator::cluster_wait;
+
+inline void mapa(uint32_t (&result)[1], uint32_t address, uint32_t rank) {
+  result[0] = address_in_block(address, rank);
+}
+
+// ---- matrix products of a warpgroup ----------------------------------------------------------
+
+// One warp's quarter of the product; the four do not wait for each other.
+template <class Element, size_t N>
+inline void wgmma(float* const (&d)[N], uint64_t a, uint64_t b, bool keep, uint32_t scale_a,
+                  uint32_t scale_b, uint32_t transposed_a, uint32_t transposed_b) {
+  WgmmaOperands operands{d, N, a, nullptr, b, keep, float(int32_t(scale_a) * int32_t(scale_b)),
+                         transposed_a != 0, transposed_b != 0};
+  collective(~0u, std::is_same_v<Element, __half> ? wgmma_f16 : wgmma_bf16, &operands);
+}
+template <class Element, size_t N>
+inline void wgmma(float* const (&d)[N], const uint32_t (&a)[4], uint64_t b, bool keep,
+                  uint32_t scale_a, uint32_t scale_b, uint32_t transposed_b) {
+  WgmmaOperands operands{d, N, 0, a, b, keep, float(int32_t(scale_a) * int32_t(scale_b)), false,
+                         transposed_b != 0};
+  collective(~0u, std::is_same_v<Element, __half> ? wgmma_f16 : wgmma_bf16, &operands);
+}
+inline void wgmma_commit_group() { collective(~0u, commit_products, nullptr); }
+inline void wgmma_wait_group(uint32_t groups) { collective(~0u, wait_products, &groups); }
 
 // ---- barriers and warps ----------------------------------------------------------------------
 

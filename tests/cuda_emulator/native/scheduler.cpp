@@ -41,7 +41,7 @@ struct BlockState : Block {
   Barrier barriers[kBarriers];
 };
 
-// Asynchronous work of a thread or a warp, in groups that are waited for.
+// Asynchronous work in groups.
 class Deferred {
  public:
   void add(std::function<void()> work) { open_.push_back(std::move(work)); }
@@ -78,6 +78,7 @@ struct Warp {
   Thread* lanes;
   BlockState* block;
   unsigned number;  // in its block
+  Deferred products;
 };
 
 namespace {
@@ -119,20 +120,42 @@ class Worker {
   void end_thread();
   [[noreturn]] void fail(const std::string& message);
   bool late() const { return picker_.order == Order::kReverse; }
-  Deferred& copies() { return copies_[current - threads_.data()]; }
+  Deferred& deferred(Async kind) {
+    return kind == Async::kProducts ? current->warp->products
+                                    : states_[current - threads_.data()].copies;
+  }
+  void transfer(std::function<void()> work) { transfers_.push_back(std::move(work)); }
+  void yield();
+  void sleep_on(const void* what);
+  void wake(const void* what);
+  void cluster_arrive();
+  void cluster_wait();
+  void progress() { idle_ = 0; }
 
   std::string failure;
 
  private:
+  struct ThreadState {
+    Deferred copies;
+    uint64_t cluster_turn;  // of the cluster's barrier, when the thread arrived
+  };
+
   void start(const Launch& launch, uint64_t cluster);
   Thread* pick();
+  bool transfer_next();
+  void check_cluster_barrier();
   std::string why_stuck() const;
   void* stack_top(size_t thread);
 
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
   std::vector<BlockState> blocks_;
-  std::vector<Deferred> copies_;  // of each thread
+  std::vector<ThreadState> states_;
+  std::deque<std::function<void()>> transfers_;
+  std::vector<std::pair<const void*, Thread*>> sleepers_;
+  size_t cluster_arrived_ = 0;
+  uint64_t cluster_turn_ = 0;
+  size_t idle_ = 0;  // turns since a thread last got further
   std::vector<unsigned char*> stacks_, arenas_;
   size_t live_ = 0;  // threads that have not ended
   Picker picker_{Order::kForward};
@@ -201,8 +224,11 @@ void Worker::start(const Launch& launch, uint64_t cluster) {
   warps_.resize(count * warps);
   blocks_.resize(count);
   live_ = threads_.size();
-  copies_.resize(threads_.size());
-  for (Deferred& copies : copies_) copies.clear();
+  states_.assign(threads_.size(), ThreadState{});
+  transfers_.clear();
+  sleepers_.clear();
+  cluster_arrived_ = 0;
+  idle_ = 0;
   while (arenas_.size() < count) arenas_.push_back(map(kArenaSize));
   for (unsigned rank = 0; rank < count; ++rank) {
     BlockState& block = blocks_[rank];
@@ -213,6 +239,7 @@ void Worker::start(const Launch& launch, uint64_t cluster) {
                    origin.z + block.index_in_cluster.z};
     block.rank_in_cluster = rank;
     block.shared = arenas_[rank];
+    block.cluster_shared = arenas_.data();
     block.live = per_block;
     block.warps = warps;
     block.first_warp = &warps_[rank * warps];
@@ -225,6 +252,7 @@ void Worker::start(const Launch& launch, uint64_t cluster) {
       warp.lanes = &threads_[rank * per_block + number * kWarpSize];
       warp.block = &block;
       warp.number = number;
+      warp.products.clear();
       for (unsigned lane = 0; lane < lanes; ++lane) {
         const unsigned rank_in_block = number * kWarpSize + lane;
         Thread& thread = warp.lanes[lane];
@@ -259,7 +287,8 @@ Thread* Worker::pick() {
 
 void Worker::next() {
   Thread* const self = current;
-  Thread* const other = pick();
+  Thread* other = pick();
+  while (other == nullptr && transfer_next()) other = pick();
   if (other == self) return;
   if (other != nullptr) {
     current = other;
@@ -269,6 +298,55 @@ void Worker::next() {
   } else {
     fail(why_stuck());
   }
+}
+
+// Does the oldest transfer that is under way; false if there is none.
+bool Worker::transfer_next() {
+  if (transfers_.empty()) return false;
+  const std::function<void()> work = std::move(transfers_.front());
+  transfers_.pop_front();
+  work();
+  return true;
+}
+
+void Worker::yield() {
+  constexpr size_t kPatience = 10'000'000;
+  if (++idle_ > kPatience) fail("threads poll for ever");
+  if (pick() == current) transfer_next();
+  next();
+}
+
+void Worker::sleep_on(const void* what) {
+  sleepers_.emplace_back(what, current);
+  current->warp->ready &= ~(1u << current->lane);
+  next();
+}
+
+void Worker::wake(const void* what) {
+  progress();
+  const auto asleep = std::partition(sleepers_.begin(), sleepers_.end(),
+                                     [=](const auto& sleeper) { return sleeper.first != what; });
+  for (auto sleeper = asleep; sleeper != sleepers_.end(); ++sleeper) {
+    sleeper->second->warp->ready |= 1u << sleeper->second->lane;
+  }
+  sleepers_.erase(asleep, sleepers_.end());
+}
+
+void Worker::cluster_arrive() {
+  states_[current - threads_.data()].cluster_turn = cluster_turn_;
+  ++cluster_arrived_;
+  check_cluster_barrier();
+}
+
+void Worker::cluster_wait() {
+  while (states_[current - threads_.data()].cluster_turn == cluster_turn_) sleep_on(&cluster_turn_);
+}
+
+void Worker::check_cluster_barrier() {
+  if (cluster_arrived_ == 0 || cluster_arrived_ < live_) return;
+  cluster_arrived_ = 0;
+  ++cluster_turn_;
+  wake(&cluster_turn_);
 }
 
 std::string Worker::why_stuck() const {
@@ -282,7 +360,7 @@ std::string Worker::why_stuck() const {
   return "deadlock: of " + std::to_string(threads_.size()) + " threads " +
          std::to_string(threads_.size() - live_) + " have ended, " + std::to_string(at_barrier) +
          " wait at a barrier, " + std::to_string(meeting) + " in a warp-wide operation, " +
-         std::to_string(live_ - at_barrier - meeting) + " at an mbarrier";
+         std::to_string(live_ - at_barrier - meeting) + " at an mbarrier or the cluster's barrier";
 }
 
 void Worker::fail(const std::string& message) {
@@ -308,10 +386,12 @@ bool meet(Warp& warp, uint32_t mask) {
   warp.operations[first](warp.operands, group);
   warp.met &= ~group;
   warp.ready |= group;
+  worker->progress();
   return true;
 }
 
 void release(BlockState& block, Barrier& barrier) {
+  worker->progress();
   for (unsigned warp = 0; warp < block.warps; ++warp) {
     block.first_warp[warp].ready |= barrier.waiting[warp];
     barrier.waiting[warp] = 0;
@@ -338,6 +418,7 @@ void Worker::end_thread() {
       release(block, barrier);
     }
   }
+  check_cluster_barrier();
   next();
 }
 
@@ -416,23 +497,35 @@ int barrier(unsigned id, unsigned threads, bool wait, int value) {
   return barrier.result;
 }
 
-void copy_async(std::function<void()> copy) {
+void start(Async kind, std::function<void()> work) {
   if (worker->late()) {
-    worker->copies().add(std::move(copy));
+    worker->deferred(kind).add(std::move(work));
   } else {
-    copy();
+    work();
   }
 }
 
-void commit_copies() {
-  if (worker->late()) worker->copies().commit();
+void commit(Async kind) { worker->deferred(kind).commit(); }
+
+void wait(Async kind, unsigned groups) { worker->deferred(kind).wait(groups); }
+
+void transfer(std::function<void()> work) {
+  if (worker->late()) {
+    worker->transfer(std::move(work));
+  } else {
+    work();
+  }
 }
 
-void wait_copies(unsigned groups) {
-  if (worker->late()) worker->copies().wait(groups);
-}
+void yield() { worker->yield(); }
 
-void yield() { worker->next(); }
+void sleep_on(const void* what) { worker->sleep_on(what); }
+
+void wake(const void* what) { worker->wake(what); }
+
+void cluster_arrive() { worker->cluster_arrive(); }
+
+void cluster_wait() { worker->cluster_wait(); }
 
 void fail(const char* message) { worker->fail(message); }
 
