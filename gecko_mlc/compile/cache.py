@@ -36,7 +36,7 @@ def cached_library(
         ) from error
     chat_config = read_chat_config(model)
     config = GeckoConfig.from_dict(chat_config["model_config"])
-    resolved = resolve(_target_name(target))
+    resolved = resolve(target_name(target))
     key = {
         "config": config.to_dict(),
         "quantization": chat_config["quantization"],
@@ -60,7 +60,8 @@ def cache_folder() -> Path:
     return Path(root) / "gecko-mlc"
 
 
-def _target_name(target: str) -> str:
+def target_name(target: str) -> str:
+    """The target for a device of this machine; other names stay."""
     kind, _, index = target.partition(":")
     if kind != "cuda":
         return target

@@ -71,10 +71,14 @@ def can_run(machine_code: Sequence[str], ptx: str | None, gpu: tuple[int, int]) 
 
 @functools.cache
 def open_cublaslt(index: int) -> bool:
-    """Make products by cuBLASLt possible on a GPU; False on a machine without cuBLASLt.
+    """Make products by cuBLASLt possible on a GPU; False where it or our native part is missing.
 
     The products of one GPU share a workspace: they belong on one stream.
     """
+    try:
+        open_library = native.function("cublaslt.open")
+    except OSError:
+        return False
     name = f"libcublasLt.so.{_MAJOR}"
     for path in _candidates(name):
         try:
@@ -84,7 +88,7 @@ def open_cublaslt(index: int) -> bool:
         workspace = tvm.runtime.empty(
             (_CUBLASLT_WORKSPACE,), "uint8", tvm.runtime.device("cuda", index)
         )
-        native.function("cublaslt.open")(path, workspace)
+        open_library(path, workspace)
         return True
     return False
 

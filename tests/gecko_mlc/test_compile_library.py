@@ -148,3 +148,19 @@ def test_cache_compiles_once_for_each_model(
     monkeypatch.setattr(compiler, "versions", lambda: {"tvm": "another"})
     libraries.add(cache.cached_library(model))
     assert len(libraries) == len(compiled) == 4
+
+
+@pytest.mark.parametrize(
+    ("device", "gpu", "target"),
+    [
+        ("cuda", (9, 0), "cuda-sm90a"),
+        ("cuda:1", (8, 9), "cuda"),
+        ("cpu-x86-64-v3", None, "cpu-x86-64-v3"),
+    ],
+)
+def test_cache_compiles_for_the_device(
+    device: str, gpu: tuple[int, int] | None, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache.cuda, "load_runtime", lambda: None)
+    monkeypatch.setattr(cache.cuda, "capability", lambda index: gpu)
+    assert cache.target_name(device) == target
