@@ -10,20 +10,25 @@ from typing import Any
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.validate.compare import Difference, Prediction
 from gecko_mlc.validate.run import PATHS, Comparison, op_tokens
-from gecko_mlc.validate.tolerance import tolerance
+from gecko_mlc.validate.tolerance import rounded_tolerance, tolerance
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One operation or state tensor, on prefill's and decode's path."""
+    """One operation or state tensor, on prefill's and decode's path.
+
+    A path on which the library keeps it to itself is absent. ``rounded``: the differences of the
+    reference in the library's 16-bit type, if it computes in one.
+    """
 
     name: str
-    tolerance: float
+    tolerances: dict[str, float]
     paths: dict[str, Difference]
+    rounded: dict[str, Difference]
 
     @property
     def passed(self) -> bool:
-        return all(difference.within(self.tolerance) for difference in self.paths.values())
+        return all(self.paths[path].within(self.tolerances[path]) for path in self.paths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,15 +71,24 @@ def make_report(
 ) -> Report:
     """Rows with their tolerances; ``checkpoint``: the reference has unrounded matrices."""
 
+    def row(kind: str, name: str) -> Row:
+        found, rounded = (
+            {
+                path: getattr(paths[prefix + path], kind)[name]
+                for path in PATHS
+                if prefix + path in paths and name in getattr(paths[prefix + path], kind)
+            }
+            for prefix in ("", "rounded ")
+        )
+        limit = tolerance(name, quantization, checkpoint)
+        limits = dict.fromkeys(found, limit)
+        for path, difference in rounded.items():
+            lost = difference.relative
+            limits[path] = rounded_tolerance(name, quantization, checkpoint, lost)
+        return Row(name, limits, found, rounded)
+
     def rows(kind: str) -> list[Row]:
-        return [
-            Row(
-                name,
-                tolerance(name, quantization, checkpoint),
-                {path: getattr(paths[path], kind)[name] for path in PATHS},
-            )
-            for name in getattr(paths["prefill"], kind)
-        ]
+        return [row(kind, name) for name in getattr(paths["prefill"], kind)]
 
     limit = tolerance("perplexity", quantization, checkpoint)
     return Report(
@@ -115,6 +129,12 @@ def table(report: Report) -> Iterator[str]:
             f"  {path:8} logits: relative error {logits.relative:.1e}, largest "
             f"{logits.max_abs:.1e}, cosine {logits.cosine:.7f}"
         )
+        if f"rounded {path}" in report.paths:
+            lost = report.paths[f"rounded {path}"].ops["output.logits"].relative
+            yield (
+                f"  {'':8} PyTorch in this type: relative error {lost:.1e}, the library's is "
+                f"{logits.relative / lost:.2f} of it"
+            )
         yield (
             f"  {'':8} greedy agreement {100 * prediction.agreement:.2f} % "
             f"({prediction.agreed} of {prediction.rows})"
@@ -157,8 +177,10 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _line(row: Row) -> str:
-    cells = "    ".join(_cells(difference) for difference in row.paths.values())
-    return f"{row.name:24}{cells}  {row.tolerance:7.0e}  {'ok' if row.passed else 'FAIL'}"
+    hidden = f"{'inside another kernel':>28}"
+    cells = (_cells(row.paths[path]) if path in row.paths else hidden for path in PATHS)
+    limit = max(row.tolerances.values())
+    return f"{row.name:24}{'    '.join(cells)}  {limit:7.0e}  {'ok' if row.passed else 'FAIL'}"
 
 
 def _cells(difference: Difference) -> str:
@@ -206,8 +228,14 @@ def _text_json(report: Report) -> dict[str, Any]:
 
 
 def _row_json(row: Row) -> dict[str, Any]:
-    paths = {path: _difference_json(difference) for path, difference in row.paths.items()}
-    return {"name": row.name, "tolerance": row.tolerance, "passed": row.passed, **paths}
+    paths = {
+        path: {"tolerance": row.tolerances[path], **_difference_json(difference)}
+        for path, difference in row.paths.items()
+    }
+    for path, difference in row.rounded.items():
+        if path in paths:
+            paths[path]["rounded_reference"] = _number(difference.relative)
+    return {"name": row.name, "passed": row.passed, **paths}
 
 
 def _difference_json(difference: Difference) -> dict[str, Any]:

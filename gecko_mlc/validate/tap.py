@@ -48,50 +48,64 @@ class LibraryTap:
     Every tensor is copied to the host, so it serves any device.
     """
 
+    # Operations that a decode step of the library does inside another kernel.
+    hidden_in_decode: frozenset[str] = frozenset()
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._layer = -1
         self._rows: dict[str, list[np.ndarray]] = {}
+        self._listening = engine.observe(self._observe)
 
     def __enter__(self) -> LibraryTap:
-        self._engine.library.set_instrument(self._observe)
+        self._listening.__enter__()
         return self
 
-    def __exit__(self, *_exception) -> None:
-        self._engine.library.set_instrument(None)
+    def __exit__(self, *exception) -> None:
+        self._listening.__exit__(*exception)
 
     def take(self, sequence: Sequence, count: int) -> dict[str, np.ndarray]:
         """The operations on the last ``count`` rows, all of ``sequence`` and of one chunk."""
-        rows = {name: np.concatenate(parts) for name, parts in self._rows.items()}
+        taken = {name: np.concatenate(parts) for name, parts in self._rows.items()}
         self._rows = {}
         config = self._engine.config
         last = np.arange(sequence.position - count, sequence.position) % (2 * config.chunk_size)
-        rings = {op: self._engine.state[f"{op}s"].numpy() for op in ("key", "memory_key")}
-        taken = {}
-        for name, value in rows.items():
-            taken[name] = value
-            layer, _, op = name.rpartition(".")
-            if op == "attention_inputs":  # [n, 3, S]
-                del taken[name]
-                taken[f"{layer}.query"] = value[:, :2].reshape(count, -1)
-                taken[f"{layer}.memory_query"] = value[:, 2]
-                number = int(layer.rpartition(".")[2])
-                for ring, values in rings.items():
-                    taken[f"{layer}.{ring}"] = values[number, sequence.slot, last]
+        for op in ("key", "memory_key"):
+            ring = self._engine.state[f"{op}s"].numpy()
+            for layer in range(config.num_layers):
+                taken[f"layers.{layer}.{op}"] = ring[layer, sequence.slot, last]
         return taken
 
-    def _observe(self, _function, kernel: str, before: bool, _result, *arguments) -> int:
-        op = kernel.removesuffix("_step")
-        if before or op not in _KERNELS:
-            return 0  # go on
+    def _keep(self, op: str, value: np.ndarray, layer: int | None = None) -> None:
+        """Rows of an operation of a layer (default: the one being computed)."""
+        layer = self._layer if layer is None else layer
         if op == "embed":
-            self._layer, name = -1, op
+            name = op
+        elif op == "logits" or layer == self._engine.config.num_layers:
+            name = f"output.{op}"
         else:
-            self._layer += op == "timenorm"
-            final = op == "logits" or self._layer == self._engine.config.num_layers
-            name = f"output.{op}" if final else f"layers.{self._layer}.{op}"
-        self._rows.setdefault(name, []).append(arguments[-1].numpy())
-        return 0
+            name = f"layers.{layer}.{op}"
+        self._rows.setdefault(name, []).append(value)
+
+    def _observe(self, _function, kernel: str, before: bool, _result, *arguments) -> int:
+        if not before:
+            self._look(kernel, arguments)
+        return 0  # go on
+
+    def _look(self, kernel: str, arguments: tuple) -> None:
+        """At what a kernel has written."""
+        op = kernel.removesuffix("_step")
+        if op not in _KERNELS:
+            return
+        value = arguments[-1].numpy()
+        if op == "embed":
+            self._layer = -1
+        self._layer += op == "timenorm"
+        if op == "attention_inputs":  # [n, 3, S]
+            self._keep("query", value[:, :2].reshape(len(value), -1))
+            self._keep("memory_query", value[:, 2])
+        else:
+            self._keep(op, value)
 
 
 def expected(
@@ -102,7 +116,7 @@ def expected(
     The rows start at ``position`` and belong to one chunk. Queries and keys are rotated relative
     to the chunk, as the library keeps them: a query once by its index i, once by C + i.
     """
-    rows = {name: tap[0] for name, tap in taps.items()}
+    rows = {name: tap[0].cpu() for name, tap in taps.items()}
     count, chunk = len(rows["embed"]), config.chunk_size
     heads = (config.num_heads, config.z_head_dim)
 
@@ -127,5 +141,5 @@ def expected(
             value = rows[name] * gate + rows[f"{layer}.memory_read"]
         else:
             value = rows[name]
-        result[name] = value.numpy()
+        result[name] = value.double().numpy()
     return result

@@ -145,7 +145,7 @@ def test_text_and_json(
     assert len(report["ops"]) == 31 and len(report["state"]) == 13
     for row in report["ops"] + report["state"]:
         for path in ("prefill", "decode"):
-            assert row[path]["relative"] <= row["tolerance"] and row["passed"]
+            assert row[path]["relative"] <= row[path]["tolerance"] and row["passed"]
             assert row[path]["not_finite"] == 0 and row[path]["count"] > 0
     assert report["end_to_end"]["prefill"]["stop"] == 150
     assert report["end_to_end"]["decode"]["greedy_agreement"] == 1.0
