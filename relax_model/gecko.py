@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from tvm.ir import IRModule
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 
@@ -46,6 +47,9 @@ class Embedding(nn.Module):
 
 class Gecko(nn.Module):
     """Exported functions: prefill, score, decode, commit, reset, get_slot, set_slot."""
+
+    # Batch sizes that have a decode function of their own; without any, one serves all.
+    batches: tuple[int, ...] = ()
 
     def __init__(self, config, kernels):
         self.config, self.kernels = config, kernels
@@ -148,6 +152,10 @@ class Gecko(nn.Module):
             kernel = self.kernels.set_slot(layers, size, dtype)
             written += call_inplace(kernel, "set_slot", [slots, value, flat], [2])
         return tuple(written)
+
+    def annotate(self, module: IRModule) -> IRModule:
+        """The exported functions with what their compilation needs to know beyond the graph."""
+        return module
 
     def module_spec(self) -> dict:
         """Argument shapes of the exported functions."""

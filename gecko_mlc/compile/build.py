@@ -34,7 +34,8 @@ def build(module: tvm.IRModule, target: CompileTarget, dump: Path | None = None)
 
     ``dump`` is a folder for the module after every pass, and for a GPU's source and report.
     """
-    with target.tvm_target, source_kept():
+    options = {"relax.backend.use_cuda_graph": isinstance(target, CudaTarget)}
+    with target.tvm_target, tvm.transform.PassContext(config=options), source_kept():
         executable = relax.build(
             module,
             target.tvm_target,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tvm
 import tvm_ffi
@@ -22,9 +22,6 @@ from relax_model.gecko import Gecko
 from relax_model.kernel_call import call, fresh
 from relax_model.state import state_tensors
 from tir_kernels.cpu import CpuKernels
-
-if TYPE_CHECKING:
-    from tir_kernels.gpu.kernels import GpuKernels
 
 _ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}
 
@@ -63,7 +60,8 @@ def compile_library(
     check_tools(target)
     model = _model(config, QUANTIZATIONS[quantization], target)
     module, parameters = model.export_tvm(spec=model.module_spec())
-    metadata = library_metadata(config, quantization, target, model.kernels, parameters)
+    module = model.annotate(module)
+    metadata = library_metadata(config, quantization, target, model, parameters)
     if any(row["pack"] for row in metadata["params"]):
         module.update(_packing(model.kernels))
     export(build(with_metadata(module, metadata), target, dump), output)
@@ -91,17 +89,18 @@ def library_metadata(
     config: GeckoConfig,
     quantization: str,
     target: CompileTarget,
-    kernels: CpuKernels | GpuKernels,
+    model: Gecko,
     parameters: list,
 ) -> dict[str, Any]:
     """What a library says about itself, as its ``_metadata`` function returns it in JSON.
 
     ``parameters`` lists, in the order functions take them, each parameter's name in the weights
     (``source``), its shape and dtype there, and the function that packs it, if any. ``memory``
-    gives bytes of the parameters and of one slot of state.
+    gives bytes of the parameters and of one slot of state, ``batches`` the batch sizes that have a
+    function of their own for a step (none: one function serves all).
     """
     table = [_parameter(config, name, parameter) for name, parameter in parameters]
-    state = state_tensors(config, kernels.dtype)
+    state = state_tensors(config, model.kernels.dtype)
     return {
         "model_type": "gecko",
         "format_version": FORMAT_VERSION,
@@ -109,6 +108,7 @@ def library_metadata(
         "quantization": quantization,
         "target": target.describe(),
         "versions": versions(),
+        "batches": list(model.batches),
         "params": table,
         "state": [
             {

@@ -9,12 +9,16 @@ from tvm import relax
 
 
 def graph_passes() -> list:
-    """The model's graph holds kernel calls only: nothing to legalise, fuse or schedule."""
+    """The model's graph holds kernel calls only: nothing to legalise, fuse or schedule.
+
+    With ``relax.backend.use_cuda_graph``, functions whose ``num_input`` is 0 become CUDA graphs.
+    """
     return [
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
         relax.transform.StaticPlanBlockMemory(),
+        relax.transform.RewriteCUDAGraph(),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
         relax.transform.LowerRuntimeBuiltin(),

@@ -6,7 +6,7 @@ import math
 
 from tvm.script import tirx as T
 
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_BYTES = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}
 _ACCESS = 16  # bytes: the widest load and store of a thread
 
 

@@ -1,0 +1,269 @@
+"""The kernels of one model on a GPU: configuration and architecture to TensorIR functions.
+
+The counterpart of ``tir_kernels.cpu.CpuKernels`` for ``relax_model.gpu``. ``*_step`` kernels serve
+one decode step of ``batch`` sequences, the others m rows of one sequence. Weights stay as the
+checkpoint has them, [outputs, inputs].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+from . import (
+    attention_inputs,
+    cema,
+    cublaslt,
+    embedding,
+    gate,
+    matmul,
+    mega_step,
+    memory,
+    norms,
+    sampling,
+    skinny,
+    slots,
+    timestep_norm,
+)
+from .attention import decode, prefill
+from .sm90 import attention as sm90_attention
+from .sm90 import matmul as sm90_matmul
+
+if TYPE_CHECKING:
+    from gecko_mlc.config import GeckoConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuKernels:
+    """Kernels for ``config`` with weights, rings and activations of ``dtype``.
+
+    ``arch`` is the least architecture they must run on: sm_80, ..., or sm_90a, whose own tensor
+    core instructions are then used. ``cublaslt`` adds products by cuBLASLt.
+    """
+
+    config: GeckoConfig
+    dtype: str
+    arch: str
+    cublaslt: bool = True
+
+    @property
+    def projected(self) -> int:
+        """Columns of the wz|wr|wh1 product: S + E + D."""
+        return self.config.z_dim + self.config.value_dim + self.config.model_dim
+
+    @property
+    def _norm_groups(self) -> tuple[int, int, float]:
+        c = self.config
+        return c.model_dim, c.layernorm_num_groups, c.norm_eps
+
+    @property
+    def _time_norm(self) -> tuple:
+        c = self.config
+        return c.model_dim, c.timenorm_num_groups, self._betas, c.norm_eps, c.num_layers + 1
+
+    @property
+    def _betas(self) -> tuple[float, float]:
+        return self.config.timenorm_beta1, self.config.timenorm_beta2
+
+    @property
+    def _heads(self) -> tuple[int, int, int]:
+        c = self.config
+        return c.num_heads, c.z_head_dim, c.v_head_dim
+
+    def packed_shape(self, outputs: int, inputs: int, gated: bool = False) -> list[int]:
+        return [2 * outputs if gated else outputs, inputs]
+
+    def embed(self):
+        c = self.config
+        scale = math.sqrt(c.model_dim) if c.scale_emb else 1.0
+        return embedding.embed(c.vocab_size, c.model_dim, scale, self.dtype)
+
+    def last_row(self):
+        return embedding.last_row(self.config.model_dim, self.dtype)
+
+    def timenorm_blocks(self, rows):
+        """Blocks of time that ``timenorm_stats`` cuts rows into."""
+        return (rows + timestep_norm.BLOCK - 1) // timestep_norm.BLOCK
+
+    def timenorm_stats(self, terms: int):
+        """For a residual stream of 1 to 3 terms: x, a product to add, its scale."""
+        c = self.config
+        return timestep_norm.stats(
+            c.model_dim,
+            c.timenorm_num_groups,
+            self._betas,
+            c.num_layers + 1,
+            self.dtype if terms > 1 else None,
+            terms > 2,
+        )
+
+    def timenorm(self):
+        return timestep_norm.apply(*self._time_norm, self.dtype)
+
+    def cema(self):
+        c = self.config
+        return cema.cema(c.model_dim, c.cema_ndim, c.num_layers, self.dtype)
+
+    def rmsnorm(self):
+        return norms.rms_norm(*self._norm_groups, self.dtype)
+
+    def layernorm(self):
+        return norms.layer_norm(*self._norm_groups, self.projected, self.dtype)
+
+    def gate(self):
+        return gate.gate(self.config.ffn_hidden_dim, self.config.swiglu, self.dtype)
+
+    def matmul(self, inputs: int, outputs: int, out_dtype: str):
+        if self.arch == "sm_90a" and sm90_matmul.supports(inputs, outputs, self.dtype):
+            return sm90_matmul.matmul(inputs, outputs, self.dtype, out_dtype)
+        return matmul.matmul(inputs, outputs, self.dtype, out_dtype)
+
+    def cublaslt_matmul(self, _inputs: int, _outputs: int, out_dtype: str):
+        return cublaslt.cublaslt_matmul(self.dtype, out_dtype)
+
+    def attention_inputs(self):
+        c = self.config
+        return attention_inputs.attention_inputs(
+            *self._heads,
+            c.rope_heads,
+            c.model_dim,
+            c.chunk_size,
+            c.norm_eps,
+            c.num_layers,
+            self.dtype,
+        )
+
+    @property
+    def _prefill_attention(self):
+        """The module with the kernels of prefill's attention."""
+        _, z_head, v_head = self._heads
+        ours = self.arch == "sm_90a" and sm90_attention.supports(
+            z_head, v_head, self.config.chunk_size, self.dtype
+        )
+        return sm90_attention if ours else prefill
+
+    def attention_weights(self):
+        c = self.config
+        kernels = self._prefill_attention
+        return kernels.attention_weights(*self._heads, c.chunk_size, c.num_layers, self.dtype)
+
+    def memory_cast(self):
+        return prefill.memory_cast(*self._heads, self.config.num_layers, self.dtype)
+
+    def attention(self):
+        c = self.config
+        return self._prefill_attention.attention(
+            *self._heads, c.model_dim, c.chunk_size, c.num_layers, self.dtype
+        )
+
+    def memory_levels(self):
+        heads, z_head, _ = self._heads
+        c = self.config
+        return memory.memory_levels(heads, z_head, c.chunk_size, c.num_layers, self.dtype)
+
+    def memory_weights(self):
+        c = self.config
+        return memory.memory_weights(*self._heads, c.chunk_size, c.num_layers, self.dtype)
+
+    def memory_overlap(self):
+        heads, z_head, _ = self._heads
+        return memory.memory_overlap(heads, z_head, self.config.chunk_size, self.dtype)
+
+    def memory_update(self):
+        c = self.config
+        return memory.memory_update(*self._heads, c.chunk_size, c.num_layers, self.dtype)
+
+    def timenorm_cema_step(self, batch: int):
+        c = self.config
+        return mega_step.timenorm_cema_step(
+            c.model_dim,
+            c.timenorm_num_groups,
+            c.cema_ndim,
+            self._betas,
+            c.norm_eps,
+            c.num_layers + 1,
+            c.num_layers,
+            batch,
+            self.dtype,
+        )
+
+    def timenorm_step(self, batch: int):
+        return mega_step.timenorm_step(*self._time_norm, batch, self.dtype)
+
+    def norms_fused(self, batch: int) -> bool:
+        """Whether a step's products normalise their inputs themselves."""
+        return batch <= skinny.FUSED_ROWS
+
+    def rmsnorm_step(self, batch: int):
+        return skinny.rmsnorm_step(batch, self._norm(centred=False), self.dtype)
+
+    def layernorm_step(self, batch: int):
+        return skinny.layernorm_step(batch, self._norm(centred=True), self.dtype)
+
+    def projections_step(self, batch: int):
+        c = self.config
+        norm = self._norm(centred=False)
+        return skinny.projections_step(batch, norm, c.value_dim, c.z_dim, self.dtype)
+
+    def attention_partials(self, batch: int) -> tuple[list[int], list[int]]:
+        """Shapes of the partial results of ``attention_step``, and of their scales."""
+        c = self.config
+        rows = decode.attention_splits(batch, c.num_heads, c.chunk_size) + 1
+        return [batch, c.num_heads, rows, c.v_head_dim], [batch, c.num_heads, rows, 2]
+
+    def attention_step(self, batch: int):
+        c = self.config
+        return decode.attention_step(
+            batch,
+            *self._heads,
+            c.rope_heads,
+            c.model_dim,
+            c.chunk_size,
+            c.norm_eps,
+            c.num_layers,
+            self.dtype,
+        )
+
+    def attention_combine(self, batch: int):
+        c = self.config
+        return decode.attention_combine(batch, *self._heads, c.model_dim, c.chunk_size, self.dtype)
+
+    def wh2_step(self, batch: int):
+        c = self.config
+        return skinny.wh2_step(batch, c.value_dim, c.model_dim, c.z_dim, self.dtype)
+
+    def fc1_step(self, batch: int):
+        c = self.config
+        norm = self._norm(centred=True)
+        return skinny.fc1_step(batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype)
+
+    def fc2_step(self, batch: int):
+        c = self.config
+        kernel = skinny.fc2_scaled_step if c.rescale_nffn else skinny.fc2_step
+        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype)
+
+    def logits_step(self, batch: int):
+        c = self.config
+        return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype)
+
+    def sample(self, batch: int):
+        return sampling.sample(batch, self.config.num_outputs)
+
+    def advance(self, batched: bool):
+        return slots.advance(batched)
+
+    def get_slot(self, layers: int, size: int, dtype: str):
+        return slots.get_slot(layers, size, dtype)
+
+    def set_slot(self, layers: int, size: int, dtype: str):
+        return slots.set_slot(layers, size, dtype)
+
+    def fill_slot(self, layers: int, size: int, dtype: str, value: float):
+        return slots.fill_slot(layers, size, dtype, value)
+
+    def fill_slot_norm(self):
+        return slots.fill_slot_norm(self.config.num_layers + 1, self.config.timenorm_num_groups)
+
+    def _norm(self, centred: bool):
+        return skinny.Norm(*self._norm_groups, centred)
