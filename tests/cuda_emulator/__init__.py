@@ -44,6 +44,26 @@ def set_order(order: str) -> None:
     _driver().emulator_set_order(ORDERS.index(order))
 
 
+def set_capability(major: int, minor: int) -> None:
+    """What GPU the device says it is; (8, 0) at first. It runs code for any."""
+    _driver().emulator_set_capability(10 * major + minor)
+
+
+def compile_kernels(source: str) -> bytes:
+    """Machine code for the device, of CUDA source that TVM's code generator made."""
+    folder = _build()
+    with tempfile.TemporaryDirectory() as scratch:
+        library = Path(scratch) / "kernels.so"
+        _run(
+            [*_KERNEL_OPTIONS, "-shared", f"-I{folder}", "-x", "c++", "-", "-o", str(library)],
+            folder,
+            translate(source),
+        )
+        code = library.read_bytes()
+    # What the driver loads: a tag, the size of a shared object, and the object.
+    return b"GECKOEMU" + len(code).to_bytes(8, "little") + code
+
+
 @functools.cache
 def _driver() -> ctypes.CDLL:
     folder = _build()
@@ -51,7 +71,7 @@ def _driver() -> ctypes.CDLL:
     ctypes.CDLL(str(folder / "libcudart.so.13"), ctypes.RTLD_GLOBAL)
     libraries = Path(tvm.__file__).parent / "lib"
     ctypes.CDLL(str(libraries / "libtvm_runtime_cuda.so"), ctypes.RTLD_GLOBAL)
-    tvm_ffi.register_global_func("tvm_callback_cuda_compile", _compile_kernels, override=True)
+    tvm_ffi.register_global_func("tvm_callback_cuda_compile", compile_kernels, override=True)
     return driver
 
 
@@ -65,7 +85,7 @@ def _run(command: list[str], folder: Path, source: str | None = None) -> None:
 
 @functools.cache
 def _build() -> Path:
-    """The folder of the two libraries and the kernels' header, made once per machine and version."""
+    """The folder of the libraries and the kernels' header, made once on a machine."""
     version = hashlib.sha256(" ".join([*_COMPILER, *_KERNEL_OPTIONS]).encode())
     for file in sorted(_NATIVE.iterdir()):
         version.update(file.read_bytes())
@@ -95,17 +115,3 @@ def _build_libraries(folder: Path) -> None:
         [*options, "-Wl,-soname,libcudart.so.13", script, *runtime, "-o", "libcudart.so.13"],
         folder,
     )
-
-
-def _compile_kernels(source: str) -> bytes:
-    """The image that the emulated driver loads: a tag, the size of a shared object, the object."""
-    folder = _build()
-    with tempfile.TemporaryDirectory() as scratch:
-        library = Path(scratch) / "kernels.so"
-        _run(
-            [*_KERNEL_OPTIONS, "-shared", f"-I{folder}", "-x", "c++", "-", "-o", str(library)],
-            folder,
-            translate(source),
-        )
-        code = library.read_bytes()
-    return b"GECKOEMU" + len(code).to_bytes(8, "little") + code

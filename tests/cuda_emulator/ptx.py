@@ -9,13 +9,13 @@ from collections.abc import Iterator
 
 # What the letters of an operand's kind mean in C++.
 _TYPES = {
-    "h": "uint16_t",
-    "w": "uint32_t",
     "d": "uint64_t",
-    "i": "int32_t",
-    "s": "uint32_t",
     "f": "float",
+    "h": "uint16_t",
+    "i": "int32_t",
     "p": "bool",
+    "s": "uint32_t",
+    "w": "uint32_t",
 }
 _ELEMENTS = {
     "b8": "uint8_t",
@@ -37,100 +37,101 @@ _ELEMENTS = {
     "pred": "bool",
 }
 _ELEMENT = "|".join(_ELEMENTS)
-_SCOPE = (
-    r"(?:\.(?:release|acquire|relaxed))?(?:\.(?:cta|cluster))?(?:\.shared(?:::cta|::cluster)?)?"
-)
-_TO_SHARED = r"\.shared::(?:cluster|cta)\.global(?:\.tile)?\.mbarrier::complete_tx::bytes"
-_WGMMA = r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k16\.f32\.(f16|bf16)\.\1"
-_MODIFIERS = r"(?:\.[\w:]+)*?"
+_SHARED = "(?:.shared(?:::cta|::cluster)?)?"
+_SCOPE = f"(?:.release|.acquire|.relaxed)?(?:.cta|.cluster)?{_SHARED}"
+_TO_SHARED = ".shared::(?:cluster|cta).global(?:.tile)?.mbarrier::complete_tx::bytes"
+_WGMMA = r"wgmma.mma_async.sync.aligned.m64n\d+k16.f32.(f16|bf16).\1"
 
-# Instruction (whole, as a pattern), function, and the kinds of its operands in order: "=" is
-# written, "&" is passed by its address, "?" may lack, "a" is an address, "m" a tensor map with its
-# coordinates; "t" is the type that ends the instruction. A function after "=" returns the result. Groups of the pattern that name a type
-# are template arguments. No function: nothing to do.
+# An instruction (the whole of it, as a pattern in which "." is a point and <any> stands for any
+# modifiers), its function, and its operands' kinds in order.
+# A kind's last letter: "a" an address, "s" one in shared memory as a number, "m" a tensor map with
+# coordinates, "t" a value of the type that ends the instruction, or as in _TYPES. Before it: "="
+# is written, "&" passed by its address. After it: "?" may lack.
+# Types that the pattern finds are template arguments. A function after "=" returns the result.
+# Without a function there is nothing to do.
 _RULES: list[tuple[str, str, str]] = [
     # tensor cores
-    (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(f16|bf16)\.\1\.f32", "mma", "=f w w f"),
-    (r"ldmatrix\.sync\.aligned\.m8n8\.x[124](?:\.shared(?:::cta)?)?\.b16", "ldmatrix", "=w a"),
+    (r"mma.sync.aligned.m16n8k16.row.col.f32.(f16|bf16).\1.f32", "mma", "=f w w f"),
+    (f"ldmatrix.sync.aligned.m8n8.x[124]{_SHARED}.b16", "ldmatrix", "=w a"),
     (
-        r"ldmatrix\.sync\.aligned\.m8n8\.x[124]\.trans(?:\.shared(?:::cta)?)?\.b16",
+        f"ldmatrix.sync.aligned.m8n8.x[124].trans{_SHARED}.b16",
         "ldmatrix_trans",
         "=w a",
     ),
-    (r"stmatrix\.sync\.aligned\.m8n8\.x[124](?:\.shared(?:::cta)?)?\.b16", "stmatrix", "a w"),
+    (f"stmatrix.sync.aligned.m8n8.x[124]{_SHARED}.b16", "stmatrix", "a w"),
     (
-        r"stmatrix\.sync\.aligned\.m8n8\.x[124]\.trans(?:\.shared(?:::cta)?)?\.b16",
+        f"stmatrix.sync.aligned.m8n8.x[124].trans{_SHARED}.b16",
         "stmatrix_trans",
         "a w",
     ),
     # asynchronous copies
     (
-        r"cp\.async\.c[ag]\.shared(?:::cta)?\.global(?:\.L2::(?:64|128|256)B)?",
+        "cp.async.c[ag].shared(?:::cta)?.global(?:.L2::(?:64|128|256)B)?",
         "cp_async",
         "a a w w?",
     ),
-    (r"cp\.async\.commit_group", "cp_async_commit_group", ""),
-    (r"cp\.async\.wait_group", "cp_async_wait_group", "w"),
-    (r"cp\.async\.wait_all", "cp_async_wait_all", ""),
+    ("cp.async.commit_group", "cp_async_commit_group", ""),
+    ("cp.async.wait_group", "cp_async_wait_group", "w"),
+    ("cp.async.wait_all", "cp_async_wait_all", ""),
     # mbarriers, bulk copies, clusters
-    (r"mbarrier\.init(?:\.shared(?:::cta)?)?\.b64", "mbarrier_init", "a w"),
-    (rf"mbarrier\.arrive{_SCOPE}\.b64", "mbarrier_arrive", "=d a w?"),
-    (rf"mbarrier\.arrive\.expect_tx{_SCOPE}\.b64", "mbarrier_arrive_expect_tx", "=d a w"),
-    (rf"mbarrier\.(expect|complete)_tx{_SCOPE}\.b64", "mbarrier_{0}_tx", "a w"),
-    (rf"mbarrier\.(try|test)_wait\.parity{_SCOPE}\.b64", "mbarrier_{0}_wait_parity", "=p a w w?"),
-    (rf"mbarrier\.(try|test)_wait{_SCOPE}\.b64", "mbarrier_{0}_wait", "=p a d w?"),
-    (r"mbarrier\.inval(?:\.shared(?:::cta)?)?\.b64", "", "a"),
-    (rf"cp\.async\.bulk{_TO_SHARED}", "cp_async_bulk", "s a w s"),
-    (rf"cp\.async\.bulk\.tensor\.[1-5]d{_TO_SHARED}", "cp_async_bulk_tensor", "s m s"),
+    (f"mbarrier.init{_SHARED}.b64", "mbarrier_init", "a w"),
+    (f"mbarrier.arrive{_SCOPE}.b64", "mbarrier_arrive", "=d a w?"),
+    (f"mbarrier.arrive.expect_tx{_SCOPE}.b64", "mbarrier_arrive_expect_tx", "=d a w"),
+    (f"mbarrier.(expect|complete)_tx{_SCOPE}.b64", "mbarrier_{0}_tx", "a w"),
+    (f"mbarrier.(try|test)_wait.parity{_SCOPE}.b64", "mbarrier_{0}_wait_parity", "=p a w w?"),
+    (f"mbarrier.(try|test)_wait{_SCOPE}.b64", "mbarrier_{0}_wait", "=p a d w?"),
+    (f"mbarrier.inval{_SHARED}.b64", "", "a"),
+    (f"cp.async.bulk{_TO_SHARED}", "cp_async_bulk", "s a w s"),
+    (f"cp.async.bulk.tensor.[1-5]d{_TO_SHARED}", "cp_async_bulk_tensor", "s m s"),
     (
-        rf"cp\.async\.bulk\.tensor\.[1-5]d{_TO_SHARED}\.multicast::cluster",
+        f"cp.async.bulk.tensor.[1-5]d{_TO_SHARED}.multicast::cluster",
         "cp_async_bulk_tensor_multicast",
         "s m s h",
     ),
-    (r"mapa\.shared::cluster\.u32", "mapa", "=w w w"),
-    (r"barrier\.cluster\.arrive(?:\.release|\.relaxed)?(?:\.aligned)?", "cluster_arrive", ""),
-    (r"barrier\.cluster\.wait(?:\.acquire)?(?:\.aligned)?", "cluster_wait", ""),
+    ("mapa.shared::cluster.u32", "mapa", "=w w w"),
+    ("barrier.cluster.arrive(?:.release|.relaxed)?(?:.aligned)?", "cluster_arrive", ""),
+    ("barrier.cluster.wait(?:.acquire)?(?:.aligned)?", "cluster_wait", ""),
     # products of a warpgroup, the left operand from shared memory or from registers
-    (rf"{_WGMMA}", "wgmma", "&f d d p w w w w"),
-    (rf"{_WGMMA}", "wgmma", "&f w d p w w w"),
-    (r"wgmma\.fence\.sync\.aligned", "", ""),
-    (r"wgmma\.commit_group\.sync\.aligned", "wgmma_commit_group", ""),
-    (r"wgmma\.wait_group\.sync\.aligned", "wgmma_wait_group", "w"),
+    (_WGMMA, "wgmma", "&f d d p w w w w"),
+    (_WGMMA, "wgmma", "&f w d p w w w"),
+    ("wgmma.fence.sync.aligned", "", ""),
+    ("wgmma.commit_group.sync.aligned", "wgmma_commit_group", ""),
+    ("wgmma.wait_group.sync.aligned", "wgmma_wait_group", "w"),
     # barriers and warps
-    (r"(?:bar|barrier)(?:\.cta)?\.sync(?:\.aligned)?", "bar_sync", "w w?"),
-    (r"(?:bar|barrier)(?:\.cta)?\.arrive(?:\.aligned)?", "bar_arrive", "w w"),
-    (r"bar\.warp\.sync", "__syncwarp", "w"),
-    (r"elect\.sync", "elect", "=w =p w"),
-    (r"redux\.sync\.(add|min|max|and|or|xor)\.([bus]32)", "redux_{0}<{1}>", "=t t w"),
-    (r"griddepcontrol\.(?:wait|launch_dependents)", "", ""),
-    (r"(?:fence|membar)\.[\w.:]+", "", ""),
-    (r"setmaxnreg\.(?:inc|dec)\.sync\.aligned\.u32", "", "w"),
-    (r"nanosleep\.u32", "__nanosleep", "w"),
+    ("(?:bar|barrier)(?:.cta)?.sync(?:.aligned)?", "bar_sync", "w w?"),
+    ("(?:bar|barrier)(?:.cta)?.arrive(?:.aligned)?", "bar_arrive", "w w"),
+    ("bar.warp.sync", "__syncwarp", "w"),
+    ("elect.sync", "elect", "=w =p w"),
+    ("redux.sync.(add|min|max|and|or|xor).([bus]32)", "redux_{0}<{1}>", "=t t w"),
+    ("griddepcontrol.(?:wait|launch_dependents)", "", ""),
+    ("(?:fence|membar)<any>", "", ""),
+    ("setmaxnreg.(?:inc|dec).sync.aligned.u32", "", "w"),
+    ("nanosleep.u32", "__nanosleep", "w"),
     # memory
-    (rf"ld{_MODIFIERS}\.({_ELEMENT})", "load<{0}>", "=t a"),
-    (rf"st{_MODIFIERS}\.({_ELEMENT})", "store<{0}>", "a t"),
-    (rf"red{_MODIFIERS}\.add(?:\.noftz)?\.({_ELEMENT})", "atomic_add<{0}>", "a t"),
-    (rf"atom{_MODIFIERS}\.add(?:\.noftz)?\.({_ELEMENT})", "atomic_add<{0}>", "=t a t"),
-    (rf"atom{_MODIFIERS}\.exch\.({_ELEMENT})", "atomic_exchange<{0}>", "=t a t"),
-    (rf"atom{_MODIFIERS}\.cas\.({_ELEMENT})", "atomic_cas<{0}>", "=t a t t"),
-    (r"prefetch[\w.:]*", "", "a"),
-    (r"cvta\.to\.shared\.u64", "cvta_to_shared", "=d a"),
+    (f"ld<any>.({_ELEMENT})", "load<{0}>", "=t a"),
+    (f"st<any>.({_ELEMENT})", "store<{0}>", "a t"),
+    (f"red<any>.add(?:.noftz)?.({_ELEMENT})", "atomic_add<{0}>", "a t"),
+    (f"atom<any>.add(?:.noftz)?.({_ELEMENT})", "atomic_add<{0}>", "=t a t"),
+    (f"atom<any>.exch.({_ELEMENT})", "atomic_exchange<{0}>", "=t a t"),
+    (f"atom<any>.cas.({_ELEMENT})", "atomic_cas<{0}>", "=t a t t"),
+    ("prefetch<any>", "", "a"),
+    ("cvta.to.shared.u64", "cvta_to_shared", "=d a"),
     # arithmetic
-    (rf"mov\.({_ELEMENT})", "mov<{0}>", "=t t"),
-    (r"cvt\.u32\.u64", "mov<uint32_t>", "=w d"),
-    (r"cvt\.u64\.u32", "mov<uint64_t>", "=d w"),
-    (r"cvt\.rn\.f16x2\.f32", "cvt_f16x2", "=w f f"),
-    (r"cvt\.rn\.bf16x2\.f32", "cvt_bf16x2", "=w f f"),
-    (rf"setp\.(eq|ne|lt|le|gt|ge|lo|ls|hi|hs)\.({_ELEMENT})", "setp_{0}<{1}>", "=p t t"),
-    (rf"selp\.({_ELEMENT})", "selp<{0}>", "=t t t p"),
-    (r"ex2\.approx(?:\.ftz)?\.f32", "=std::exp2", "=f f"),
-    (r"lg2\.approx(?:\.ftz)?\.f32", "=std::log2", "=f f"),
-    (r"tanh\.approx\.f32", "=std::tanh", "=f f"),
-    (r"rcp\.(?:approx|rn)(?:\.ftz)?\.f32", "=__frcp_rn", "=f f"),
-    (r"rsqrt\.approx(?:\.ftz)?\.f32", "=rsqrtf", "=f f"),
-    (r"sqrt\.(?:approx|rn)(?:\.ftz)?\.f32", "=std::sqrt", "=f f"),
-    (r"fma\.rn(?:\.ftz)?\.f32", "=std::fma", "=f f f f"),
-    (r"(?:add|max|min|mul)(?:\.rn)?(?:\.ftz)?\.f32", "=f32_{name}", "=f f f"),
+    (f"mov.({_ELEMENT})", "mov<{0}>", "=t t"),
+    ("cvt.u32.u64", "mov<uint32_t>", "=w d"),
+    ("cvt.u64.u32", "mov<uint64_t>", "=d w"),
+    ("cvt.rn.f16x2.f32", "cvt_f16x2", "=w f f"),
+    ("cvt.rn.bf16x2.f32", "cvt_bf16x2", "=w f f"),
+    (f"setp.(eq|ne|lt|le|gt|ge).({_ELEMENT})", "setp_{0}<{1}>", "=p t t"),
+    (f"selp.({_ELEMENT})", "selp<{0}>", "=t t t p"),
+    ("ex2.approx(?:.ftz)?.f32", "=std::exp2", "=f f"),
+    ("lg2.approx(?:.ftz)?.f32", "=std::log2", "=f f"),
+    ("tanh.approx.f32", "=std::tanh", "=f f"),
+    ("rcp.(?:approx|rn)(?:.ftz)?.f32", "=__frcp_rn", "=f f"),
+    ("rsqrt.approx(?:.ftz)?.f32", "=rsqrtf", "=f f"),
+    ("sqrt.(?:approx|rn)(?:.ftz)?.f32", "=std::sqrt", "=f f"),
+    ("fma.rn(?:.ftz)?.f32", "=std::fma", "=f f f f"),
+    ("(?:add|max|min|mul)(?:.rn)?(?:.ftz)?.f32", "=f32_{name}", "=f f f"),
 ]
 
 _ASSEMBLY = re.compile(r"\b(?:asm|__asm__)\s*(?:volatile|__volatile__)?\s*\(")
@@ -214,6 +215,7 @@ def _rule(opcode: str, operands: int) -> tuple[re.Match[str], str, list[str]]:
     """The first rule for the instruction with so many operands: match, function, kinds."""
     known = False
     for pattern, function, kinds in _RULES:
+        pattern = pattern.replace(".", r"\.").replace("<any>", r"(?:\.[\w:]+)*?")
         match = re.fullmatch(pattern, opcode)
         if match is None:
             continue

@@ -35,7 +35,9 @@ _SIZES = {
 # Bytes that a block's static arrays may take together.
 _MAX_STATIC_SHARED = 48 << 10
 
-_INCLUDE = re.compile(r"^\s*#\s*include\s*<(?:cuda|cooperative_groups|mma|math_constants)[^>]*>", re.M)
+_INCLUDE = re.compile(
+    r"^\s*#\s*include\s*<(?:cuda|cooperative_groups|mma|math_constants)[^>]*>", re.M
+)
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__\w+__\([^)]*\) )*(\w+)\([^)]*\)\s*([;{])')
 _STATIC = re.compile(r"__shared__ (?:alignas\((\d+)\) )?([\w ]+?) (\w+)\[(\d+)\];")
 _DYNAMIC = re.compile(r"extern __shared__ (?:__align__\(\d+\)|alignas\(\d+\)) ([\w ]+?) (\w+)\[\];")
@@ -65,10 +67,8 @@ def _place_shared(body: str) -> tuple[str, int]:
         step = max(int(alignment or 1), 16)
         start = -(-taken // step) * step
         taken = start + _SIZES[element] * int(count)
-        return (
-            f"{element} (&{name})[{count}] = "
-            f"*reinterpret_cast<{element} (*)[{count}]>(emulator::current->block->shared + {start});"
-        )
+        place = f"emulator::current->block->shared + {start}"
+        return f"auto& {name} = *reinterpret_cast<{element} (*)[{count}]>({place});"
 
     body = _STATIC.sub(place, body)
     if taken > _MAX_STATIC_SHARED:

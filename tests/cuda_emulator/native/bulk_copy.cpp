@@ -17,8 +17,8 @@ constexpr unsigned kMaxRank = 5;
 struct TensorLoad {
   TensorMap map;
   std::array<int32_t, kMaxRank> coordinates;
-  unsigned char* to;
-  unsigned char* shared;  // where the block's shared memory begins
+  uint32_t to;            // address in the block's own shared memory
+  unsigned char* shared;  // which begins here
 
   // Where the element of the box is in the tensor, or none if it is outside.
   const unsigned char* source(const std::array<unsigned, kMaxRank>& index) const {
@@ -33,11 +33,10 @@ struct TensorLoad {
 
   uint32_t run() const {
     const unsigned span = 16u << map.swizzle;
-    const uint32_t start = static_cast<uint32_t>(to - shared) + kSharedWindow;
     uint32_t bytes = 0;
     std::array<unsigned, kMaxRank> index{};
     for (bool more = true; more;) {
-      unsigned char* target = shared + (swizzle(start + bytes, span) - kSharedWindow);
+      unsigned char* target = shared + (swizzle(to + bytes, span) - kSharedWindow);
       if (const unsigned char* element = source(index); element != nullptr) {
         std::memcpy(target, element, map.element_size);
       } else {
@@ -54,44 +53,34 @@ struct TensorLoad {
   }
 };
 
-// The block of the cluster that an address in shared memory belongs to: where its memory begins.
-unsigned char* shared_of(unsigned char* pointer) {
-  const Block& block = *current->block;
-  unsigned char* found = block.shared;
-  for (unsigned rank = 0; rank < current->launch->cluster.count(); ++rank) {
-    unsigned char* const shared = block.cluster_shared[rank];
-    if (shared <= pointer && (found > pointer || shared > found)) found = shared;
-  }
-  return found;
-}
-
-void need_alignment(const void* pointer, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) fail("a bulk copy is misaligned");
+void need_multiple(uint64_t value, unsigned of) {
+  if (value % of != 0) fail("a bulk copy is misaligned");
 }
 
 }  // namespace
 
-void bulk_load(unsigned char* to, const unsigned char* from, uint32_t bytes,
-               unsigned char* mbarrier) {
-  need_alignment(to, 16);
-  need_alignment(from, 16);
-  if (bytes % 16 != 0) fail("a bulk copy's size is no multiple of 16 bytes");
-  transfer([=] {
-    std::memcpy(to, from, bytes);
-    MBarrier::at(mbarrier).complete(bytes);
+void bulk_load(uint32_t to, const unsigned char* from, uint32_t bytes, uint32_t mbarrier) {
+  need_multiple(to, 16);
+  need_multiple(reinterpret_cast<uintptr_t>(from), 16);
+  need_multiple(bytes, 16);
+  transfer([=, target = shared_pointer(to), counter = shared_pointer(mbarrier)] {
+    std::memcpy(target, from, bytes);
+    MBarrier::at(counter).complete(bytes);
   });
 }
 
-void bulk_tensor_load(unsigned char* to, const void* map, const int32_t* coordinates, size_t rank,
-                      unsigned char* mbarrier) {
+void bulk_tensor_load(uint32_t to, const void* map, const int32_t* coordinates, size_t rank,
+                      uint32_t mbarrier) {
   TensorLoad load{};
   std::memcpy(&load.map, map, sizeof load.map);
   if (load.map.rank != rank) fail("a tensor map has another number of dimensions");
-  need_alignment(to, 128);
-  load.to = to;
-  load.shared = shared_of(to);
+  need_multiple(to, 128);
+  load.to = own_address(to);
+  load.shared = shared_pointer(to) - (load.to - kSharedWindow);
   std::memcpy(load.coordinates.data(), coordinates, rank * sizeof *coordinates);
-  transfer([=] { MBarrier::at(mbarrier).complete(load.run()); });
+  transfer([=, counter = shared_pointer(mbarrier)] {
+    MBarrier::at(counter).complete(load.run());
+  });
 }
 
 }  // namespace emulator

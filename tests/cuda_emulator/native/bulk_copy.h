@@ -6,10 +6,10 @@
 
 namespace emulator {
 
-void bulk_load(unsigned char* to, const unsigned char* from, uint32_t bytes,
-               unsigned char* mbarrier);
+// Shared memory is given by its addresses, which may be another block's of the cluster.
+void bulk_load(uint32_t to, const unsigned char* from, uint32_t bytes, uint32_t mbarrier);
 // The box of a tensor map at `coordinates` (innermost first).
-void bulk_tensor_load(unsigned char* to, const void* map, const int32_t* coordinates, size_t rank,
-                      unsigned char* mbarrier);
+void bulk_tensor_load(uint32_t to, const void* map, const int32_t* coordinates, size_t rank,
+                      uint32_t mbarrier);
 
 }  // namespace emulator

@@ -19,6 +19,7 @@
 namespace emulator {
 
 int captures = 0;
+int compute_capability = 80;
 
 int submit(Stream* stream, Work work) {
   if (stream != nullptr && stream->capture != nullptr) {
@@ -120,6 +121,8 @@ extern "C" {
 
 // 0: forward, 1: reverse, 2: shuffled.
 void emulator_set_order(int value) { order = static_cast<Order>(value); }
+
+void emulator_set_capability(int value) { compute_capability = value; }
 
 int cuDeviceGetName(char* name, int length, int) {
   std::snprintf(name, length, "CUDA emulated on the CPU");

@@ -95,15 +95,18 @@ inline uint32_t shared_address(const void* pointer) {
          kSharedWindow;
 }
 
+// The address in whichever block it is.
+inline uint32_t own_address(uint32_t address) { return address & ((1u << kRankShift) - 1); }
+
 inline uint32_t address_in_block(uint32_t address, uint32_t rank) {
-  return (address & ((1u << kRankShift) - 1)) | (rank + 1) << kRankShift;
+  return own_address(address) | (rank + 1) << kRankShift;
 }
 
 inline unsigned char* shared_pointer(uint32_t address) {
   const Block& block = *current->block;
   const uint32_t rank = address >> kRankShift;
   unsigned char* const shared = rank == 0 ? block.shared : block.cluster_shared[rank - 1];
-  return shared + ((address & ((1u << kRankShift) - 1)) - kSharedWindow);
+  return shared + (own_address(address) - kSharedWindow);
 }
 
 }  // namespace emulator

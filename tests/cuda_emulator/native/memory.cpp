@@ -1,12 +1,14 @@
 #include "memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <new>
 
 namespace emulator {
 namespace {
@@ -15,9 +17,10 @@ constexpr size_t kAlignment = 64;
 
 struct Allocation {
   size_t bytes;
-  unsigned char* mapping;
+  unsigned char* pages;
   size_t mapped;
-  unsigned char* end;  // of the usable pages
+
+  unsigned char* end() const { return pages + mapped; }
 };
 
 std::mutex mutex;
@@ -36,23 +39,37 @@ std::string name(const unsigned char* start, const Allocation& allocation) {
 
 }  // namespace
 
-// The end of an allocation lies at the end of a page, the next of which cannot be used.
-void* allocate(size_t bytes) {
-  const size_t taken = (std::max<size_t>(bytes, 1) + kAlignment - 1) / kAlignment * kAlignment;
-  const size_t pages = (taken + kPage - 1) / kPage * kPage;
-  void* mapping =
-      mmap(nullptr, pages + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (mapping == MAP_FAILED) return nullptr;
-  auto* first = static_cast<unsigned char*>(mapping) + kPage;
-  if (mprotect(first, pages, PROT_READ | PROT_WRITE) != 0) {
-    munmap(mapping, pages + 2 * kPage);
-    return nullptr;
+size_t page_size() {
+  static const size_t size = sysconf(_SC_PAGESIZE);
+  return size;
+}
+
+unsigned char* map_guarded(size_t bytes) {
+  const size_t page = page_size();
+  void* mapping = mmap(nullptr, bytes + 2 * page, PROT_NONE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping == MAP_FAILED) throw std::bad_alloc();
+  unsigned char* memory = static_cast<unsigned char*>(mapping) + page;
+  if (mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) {
+    munmap(mapping, bytes + 2 * page);
+    throw std::bad_alloc();
   }
-  std::memset(first, kPoison, pages);
-  unsigned char* start = first + pages - taken;
+  return memory;
+}
+
+void unmap_guarded(unsigned char* memory, size_t bytes) {
+  munmap(memory - page_size(), bytes + 2 * page_size());
+}
+
+// The end of an allocation lies at the end of its pages.
+void* allocate(size_t bytes) {
+  const size_t taken = round_up(std::max<size_t>(bytes, 1), kAlignment);
+  const size_t mapped = round_up(taken, page_size());
+  unsigned char* pages = map_guarded(mapped);
+  std::memset(pages, kPoison, mapped);
+  unsigned char* start = pages + mapped - taken;
   const std::lock_guard<std::mutex> lock(mutex);
-  allocations()[start] = {bytes, static_cast<unsigned char*>(mapping), pages + 2 * kPage,
-                          first + pages};
+  allocations()[start] = {bytes, pages, mapped};
   return start;
 }
 
@@ -60,7 +77,7 @@ bool release(void* pointer) {
   const std::lock_guard<std::mutex> lock(mutex);
   const auto found = allocations().find(static_cast<unsigned char*>(pointer));
   if (found == allocations().end()) return false;
-  munmap(found->second.mapping, found->second.mapped);
+  unmap_guarded(found->second.pages, found->second.mapped);
   allocations().erase(found);
   return true;
 }
@@ -68,7 +85,7 @@ bool release(void* pointer) {
 std::string describe_address(const void* address) {
   const auto* at = static_cast<const unsigned char*>(address);
   for (const auto& [start, allocation] : allocations()) {
-    if (at < allocation.mapping || at >= allocation.mapping + allocation.mapped) continue;
+    if (at < allocation.pages - page_size() || at >= allocation.end() + page_size()) continue;
     const ptrdiff_t offset = at - start;
     return "byte " + std::to_string(offset) + " of " + name(start, allocation);
   }
@@ -81,7 +98,7 @@ std::string check_memory() {
   const std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [start, allocation] : allocations()) {
     const unsigned char* end = start + allocation.bytes;
-    if (std::any_of(end, static_cast<const unsigned char*>(allocation.end),
+    if (std::any_of(end, static_cast<const unsigned char*>(allocation.end()),
                     [](unsigned char byte) { return byte != kPoison; })) {
       return "a kernel wrote past the end of " + name(start, allocation);
     }

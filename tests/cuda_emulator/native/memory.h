@@ -6,9 +6,17 @@
 
 namespace emulator {
 
-constexpr size_t kPage = 4096;
+// Bytes of a page of the CPU's memory.
+size_t page_size();
+// The least multiple of `unit` from `bytes` on.
+constexpr size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
 // What memory holds before it is written: bytes that are a NaN in every floating-point type.
 constexpr int kPoison = 0xFF;
+
+// Memory between two pages that cannot be touched, a whole number of pages; throws bad_alloc.
+unsigned char* map_guarded(size_t bytes);
+void unmap_guarded(unsigned char* memory, size_t bytes);
 
 void* allocate(size_t bytes);
 // False if it is none of ours.

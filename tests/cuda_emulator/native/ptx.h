@@ -171,12 +171,12 @@ inline void mbarrier_test_wait(bool (&done)[1], unsigned char* at, uint64_t stat
 
 inline void cp_async_bulk(uint32_t to, const unsigned char* from, uint32_t bytes,
                           uint32_t mbarrier) {
-  bulk_load(shared_pointer(to), from, bytes, shared_pointer(mbarrier));
+  bulk_load(to, from, bytes, mbarrier);
 }
 template <size_t N>
 inline void cp_async_bulk_tensor(uint32_t to, const void* map, const int32_t (&coordinates)[N],
                                  uint32_t mbarrier) {
-  bulk_tensor_load(shared_pointer(to), map, coordinates, N, shared_pointer(mbarrier));
+  bulk_tensor_load(to, map, coordinates, N, mbarrier);
 }
 // The box and its bytes arrive at the same place in each block of the mask.
 template <size_t N>

@@ -3,7 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <new>
 
 #include "errors.h"
 #include "memory.h"
@@ -15,6 +15,7 @@ using namespace emulator;
 namespace {
 
 constexpr size_t kDeviceMemory = size_t{8} << 30;
+constexpr size_t kHostAlignment = 256;
 
 thread_local int last_error = kSuccess;
 
@@ -25,11 +26,6 @@ int report(int error) {
 
 // Calls that would wait for, or act beside, the work that is being recorded.
 int unless_captured() { return captures == 0 ? kSuccess : kCaptureUnsupported; }
-
-int compute_capability() {
-  const char* value = std::getenv("GECKO_EMULATOR_CAPABILITY");
-  return value != nullptr ? std::atoi(value) : 80;
-}
 
 using Clock = std::chrono::steady_clock;
 
@@ -64,8 +60,8 @@ int cudaDeviceGetAttribute(int* value, int attribute, int) {
     case 13: *value = 1000000; break;                // clock in kHz
     case 16: *value = 16; break;                     // multiprocessors
     case 38: *value = 1 << 20; break;                // bytes of L2
-    case 75: *value = compute_capability() / 10; break;
-    case 76: *value = compute_capability() % 10; break;
+    case 75: *value = compute_capability / 10; break;
+    case 76: *value = compute_capability % 10; break;
     case 97: *value = kMaxShared; break;             // shared memory of a block, if asked for
     default: return report(kInvalidValue);
   }
@@ -97,8 +93,12 @@ int cudaMemGetInfo(size_t* available, size_t* total) {
 
 int cudaMalloc(void** pointer, size_t bytes) {
   if (unless_captured() != kSuccess) return report(kCaptureUnsupported);
-  *pointer = allocate(bytes);
-  return report(*pointer != nullptr ? kSuccess : kOutOfMemory);
+  try {
+    *pointer = allocate(bytes);
+  } catch (const std::bad_alloc&) {
+    return report(kOutOfMemory);
+  }
+  return kSuccess;
 }
 
 int cudaFree(void* pointer) {
@@ -106,7 +106,7 @@ int cudaFree(void* pointer) {
 }
 
 int cudaMallocHost(void** pointer, size_t bytes) {
-  *pointer = std::aligned_alloc(kPage, (bytes + kPage) / kPage * kPage);
+  *pointer = std::aligned_alloc(kHostAlignment, round_up(bytes + 1, kHostAlignment));
   return report(*pointer != nullptr ? kSuccess : kOutOfMemory);
 }
 

@@ -2,14 +2,12 @@
 
 #include <setjmp.h>
 #include <signal.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <deque>
 #include <memory>
-#include <new>
 #include <thread>
 #include <vector>
 
@@ -23,7 +21,6 @@ thread_local Thread* current = nullptr;
 namespace {
 
 constexpr size_t kStackSize = 64 << 10;
-constexpr size_t kArenaSize = (kMaxShared + kPage - 1) / kPage * kPage;
 constexpr unsigned kBarriers = 16;
 constexpr unsigned kMaxWarps = kMaxThreads / kWarpSize;
 
@@ -171,17 +168,9 @@ void thread_main() {
   worker->end_thread();
 }
 
-unsigned char* map(size_t bytes) {
-  void* memory = mmap(nullptr, bytes + 2 * kPage, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-  unsigned char* usable = static_cast<unsigned char*>(memory) + kPage;
-  if (mprotect(usable, bytes, PROT_READ | PROT_WRITE) != 0) throw std::bad_alloc();
-  return usable;
-}
-
 // Tops are staggered so that the fibers' innermost frames fall into different cache sets.
 void* Worker::stack_top(size_t thread) {
-  while (stacks_.size() <= thread) stacks_.push_back(map(kStackSize));
+  while (stacks_.size() <= thread) stacks_.push_back(map_guarded(kStackSize));
   return stacks_[thread] + kStackSize - (thread % 16) * 256;
 }
 
@@ -229,7 +218,9 @@ void Worker::start(const Launch& launch, uint64_t cluster) {
   sleepers_.clear();
   cluster_arrived_ = 0;
   idle_ = 0;
-  while (arenas_.size() < count) arenas_.push_back(map(kArenaSize));
+  while (arenas_.size() < count) {
+    arenas_.push_back(map_guarded(round_up(kMaxShared, page_size())));
+  }
   for (unsigned rank = 0; rank < count; ++rank) {
     BlockState& block = blocks_[rank];
     block = BlockState{};
@@ -424,7 +415,7 @@ void Worker::end_thread() {
 
 void on_fault(int, siginfo_t* info, void*);
 
-constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
 
 // While a kernel runs, its faults end the launch and not the process.
 class FaultHandlers {
@@ -450,7 +441,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
     return;
   }
   if (signal == SIGFPE) worker->fail("integer division by zero");
-  if (signal == SIGILL) worker->fail("array index out of bounds");
+  if (signal == SIGILL || signal == SIGTRAP) worker->fail("array index out of bounds");
   worker->fail("illegal address: " + describe_address(info->si_addr));
 }
 

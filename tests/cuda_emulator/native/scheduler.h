@@ -16,6 +16,9 @@ constexpr unsigned kMaxThreads = 1024;
 // Bytes of shared memory a block can have; what is not declared shared within it is poisoned.
 constexpr size_t kMaxShared = 227 << 10;
 
+// The device's compute capability, times ten.
+extern int compute_capability;
+
 // Runs a launch to its end: an empty string, or what went wrong.
 std::string run(const Launch& launch, Order order);
 
