@@ -1,0 +1,40 @@
+"""What NVIDIA's assembler makes of the kernels for Hopper: nothing spilled, nothing serialised."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tvm
+
+from gecko_mlc.compile import CompileError, nvcc
+from gecko_mlc.compile.machine_code import source_kept
+from gecko_mlc.compile.targets import resolve
+from tir_kernels.gpu.sm90.attention import attention, attention_weights
+from tir_kernels.gpu.sm90.matmul import matmul
+
+KERNELS = {
+    "matmul": matmul(4096, 8192, "bfloat16", "bfloat16"),
+    "logits": matmul(4096, 32000, "bfloat16", "float32"),
+    "weights": attention_weights(4, 256, 2048, 2048, 32, "bfloat16"),
+    "attention": attention(4, 256, 2048, 4096, 2048, 32, "bfloat16"),
+}
+
+
+def test_machine_code(tmp_path: Path) -> None:
+    try:
+        nvcc.find_nvcc()
+    except CompileError:
+        pytest.skip("no nvcc")
+    target = resolve("cuda-sm90a")
+    functions = {name: f.with_attr("global_symbol", name) for name, f in KERNELS.items()}
+    with source_kept(), target.tvm_target:
+        built = tvm.compile(
+            tvm.IRModule(functions), target=target.tvm_target, tir_pipeline=target.tir_pipeline
+        )
+    nvcc.compile_cuda(built.mod.imports[0].inspect_source("cuda"), target, tmp_path)
+    report = (tmp_path / "ptxas.txt").read_text(encoding="utf-8")
+    spilled = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+    assert spilled == [("0", "0")] * len(KERNELS)
+    assert "Potential Performance Loss" not in report
