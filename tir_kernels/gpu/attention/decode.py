@@ -105,10 +105,10 @@ def attention_step(
 ):
     """Each row's shares of attention and of the memory read; k, ak and v into the rings.
 
-    ``projected`` [B, S+E+D] holds z in its first S columns, v [B, E] is done. ``scale`` [B, H, R, 2]
-    says what a row of ``partial`` [B, H, R, vh] is, R being ``attention_splits`` + 1: (largest
-    score, sum of exponentials) of weighted values, (0, -1) of what the memory gives, or (0, 0)
-    where there is nothing.
+    ``projected`` [B, S+E+D] holds z in its first S columns, v [B, E] is done. R being
+    ``attention_splits`` + 1, ``scale`` [B, H, R, 2] says what a row of ``partial`` [B, H, R, vh]
+    is: (largest score, sum of exponentials) of weighted values, (0, -1) of what the memory gives,
+    or (0, 0) where there is nothing.
     """
     splits = attention_splits(batch, heads, chunk)
     z_dim, value_dim = heads * z_head, heads * v_head
@@ -448,24 +448,29 @@ def attention_combine(
     width = vector_width("float32", v_head, z_dim, columns)
     vectors = Vectors(width, "float32")
     warps = min(_THREADS // WARP, rows)
+    rounds = -(-rows // warps)
     tile = WARP * width
     highest_of, total_of = warp_reduce(largest, WARP), warp_reduce(total, WARP)
+
+    def share_of(tx, i: int):
+        """A warp's share ``i``, the last one if there is no such share."""
+        return T.min(tx // WARP + i * warps, rows - 1)
 
     @T.inline
     def levels(Scale, b, head, highest, sum_exp, tx):
         """The largest score, and the sum of exponentials against it."""
         highest[0] = T.min_value("float32")
-        for i in T.serial(T.ceildiv(rows - tx % WARP, WARP)):
+        for i in T.unroll(-(-rows // WARP)):
             share = T.meta_var(tx % WARP + i * WARP)
-            if Scale[b, head, share, 1] > f32(0.0):
-                highest[0] = T.max(highest[0], Scale[b, head, share, 0])
+            if share < rows and Scale[b, head, T.min(share, rows - 1), 1] > f32(0.0):
+                highest[0] = T.max(highest[0], Scale[b, head, T.min(share, rows - 1), 0])
         highest_of(highest)
         sum_exp[0] = f32(0.0)
-        for i in T.serial(T.ceildiv(rows - tx % WARP, WARP)):
+        for i in T.unroll(-(-rows // WARP)):
             share = T.meta_var(tx % WARP + i * WARP)
-            if Scale[b, head, share, 1] > f32(0.0):
-                sum_exp[0] = sum_exp[0] + Scale[b, head, share, 1] * T.exp(
-                    Scale[b, head, share, 0] - highest[0]
+            if share < rows and Scale[b, head, T.min(share, rows - 1), 1] > f32(0.0):
+                sum_exp[0] = sum_exp[0] + Scale[b, head, T.min(share, rows - 1), 1] * T.exp(
+                    Scale[b, head, T.min(share, rows - 1), 0] - highest[0]
                 )
         total_of(sum_exp)
 
@@ -485,26 +490,27 @@ def attention_combine(
         sum_exp = T.alloc_local((1,), "float32")
         attended = T.alloc_local((width,), "float32")
         read = T.alloc_local((width,), "float32")
+        shares = T.alloc_local((rounds * width,), "float32")
         row = T.alloc_local((width,), "float32")
         out = T.alloc_local((width,), dtype)
         lane = T.meta_var(tx % WARP)
         column = T.meta_var(T.min(part * tile + lane * width, v_head - width))
+        for i in T.unroll(rounds):
+            for j in T.vectorized(width):
+                shares[i * width + j] = Partial[b, head, share_of(tx, i), column + j]
         levels(Scale, b, head, highest, sum_exp, tx)
         for j in T.unroll(width):
             attended[j] = f32(0.0)
             read[j] = f32(0.0)
-        for i in T.serial(T.ceildiv(rows - tx // WARP, warps)):
-            share = T.meta_var(tx // WARP + i * warps)
-            for j in T.vectorized(width):
-                row[j] = Partial[b, head, share, column + j]
-            if Scale[b, head, share, 1] > f32(0.0):
-                for j in T.unroll(width):
-                    attended[j] = (
-                        attended[j] + T.exp(Scale[b, head, share, 0] - highest[0]) * row[j]
-                    )
-            if Scale[b, head, share, 1] < f32(0.0):
-                for j in T.unroll(width):
-                    read[j] = read[j] + row[j]
+        for i in T.unroll(rounds):
+            if tx // WARP + i * warps < rows:
+                if Scale[b, head, share_of(tx, i), 1] > f32(0.0):
+                    weight: T.let = T.exp(Scale[b, head, share_of(tx, i), 0] - highest[0])
+                    for j in T.unroll(width):
+                        attended[j] = attended[j] + weight * shares[i * width + j]
+                if Scale[b, head, share_of(tx, i), 1] < f32(0.0):
+                    for j in T.unroll(width):
+                        read[j] = read[j] + shares[i * width + j]
         for j in T.vectorized(width):
             Attended[tx // WARP, lane * width + j] = attended[j]
         for j in T.vectorized(width):
