@@ -19,6 +19,7 @@ from gecko_mlc.compile.build import build, check_tools, export
 from gecko_mlc.compile.targets import CompileTarget, CudaTarget
 from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
 from relax_model.gecko import Gecko
+from relax_model.gpu import GpuGecko
 from relax_model.kernel_call import call, fresh
 from relax_model.state import state_tensors
 from tir_kernels.cpu import CpuKernels
@@ -69,7 +70,6 @@ def compile_library(
 
 def _model(config: GeckoConfig, dtype: str, target: CompileTarget) -> Gecko:
     if isinstance(target, CudaTarget):
-        from relax_model.gpu import GpuGecko
         from tir_kernels.gpu.kernels import GpuKernels
 
         return GpuGecko(config, GpuKernels(config, dtype, target.arch))
@@ -97,7 +97,8 @@ def library_metadata(
     ``parameters`` lists, in the order functions take them, each parameter's name in the weights
     (``source``), its shape and dtype there, and the function that packs it, if any. ``memory``
     gives bytes of the parameters and of one slot of state, ``batches`` the batch sizes that have a
-    function of their own for a step (none: one function serves all).
+    function of their own for a step (none: one function serves all), ``cublaslt`` whether prefill
+    and score exist with cuBLASLt's products, too.
     """
     table = [_parameter(config, name, parameter) for name, parameter in parameters]
     state = state_tensors(config, model.kernels.dtype)
@@ -109,6 +110,7 @@ def library_metadata(
         "target": target.describe(),
         "versions": versions(),
         "batches": list(model.batches),
+        "cublaslt": "prefill_cublaslt" in model.module_spec(),
         "params": table,
         "state": [
             {
