@@ -132,6 +132,14 @@ def _torch() -> ModuleType:
         ) from error
 
 
+def _torch_with_cuda() -> ModuleType | None:
+    """On a GPU only PyTorch's matrix product is measured, and that where it can be."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    torch = _torch()
+    return torch if torch.cuda.is_available() else None
+
+
 class _Bench:
     """An engine, the reference and the machine's limits, ready to be timed against one another."""
 
@@ -147,9 +155,7 @@ class _Bench:
         self.machine: Host | Cuda
         if engine.samples_on_device:
             fill_windows(engine)
-            # Its matrix product is all that is measured of PyTorch there.
-            installed = plan.reference and importlib.util.find_spec("torch") is not None
-            self.machine = Cuda(engine, _torch() if installed else None, self._effort)
+            self.machine = Cuda(engine, _torch_with_cuda() if plan.reference else None, plan.effort)
         else:
             self.machine = Host(plan.threads, _torch() if plan.reference else None, self._effort)
         self._reader = self.machine.reader

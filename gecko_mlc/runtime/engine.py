@@ -72,7 +72,7 @@ class Engine:
             self._steps = Steps(self.library, self._state, self._parameters)
         self._observed = False
         device = self.library.device
-        self.cublaslt = bool(self.metadata.get("cublaslt")) and cuda.open_cublaslt(device.index)
+        self.cublaslt = self._offers("prefill_cublaslt") and cuda.open_cublaslt(device.index)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -218,6 +218,13 @@ class Engine:
                 f"token {wrong} is outside the vocabulary, wanted 0 to {self.config.vocab_size - 1}"
             )
         return array
+
+    def _offers(self, function: str) -> bool:
+        try:
+            self.library[function]
+        except AttributeError:
+            return False
+        return True
 
     def _call(self, function: str, *arguments):
         return self.library[function](*arguments)
