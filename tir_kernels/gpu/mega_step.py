@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 
 from ..timestep_norm import bias_correction, stepped
 from ..vector_math import f32, total
-from .reduce import WARP, broadcast, warp_reduce
+from .reduce import WARP, shuffle, warp_reduce
 from .timestep_norm import GroupMoments
 from .vectors import Vectors, vector_width
 
@@ -128,8 +128,8 @@ def timenorm_step(
         step.averages(
             X, PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, result
         )
-        centre: T.float32 = broadcast(result[0], 0)
-        scale: T.float32 = broadcast(result[0], 1)
+        centre: T.float32 = shuffle(result[0], 0)
+        scale: T.float32 = shuffle(result[0], 1)
         for i in T.serial(T.ceildiv(pieces, WARP)):
             if i * WARP + lane < pieces:
                 column = T.meta_var(group * size + (i * WARP + lane) * width)

@@ -20,7 +20,7 @@ def shuffle_up(value, distance):
     return T.tvm_warp_shuffle_up(T.uint32(0xFFFFFFFF), value, distance, WARP, WARP)
 
 
-def broadcast(value, lane):
+def shuffle(value, lane):
     """The value held by that lane of the warp."""
     return T.tvm_warp_shuffle(T.uint32(0xFFFFFFFF), value, lane, WARP, WARP)
 

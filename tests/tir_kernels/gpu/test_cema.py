@@ -9,42 +9,57 @@ from test_norm_kernels import BETAS, EPS, Ema, NormState, normal
 
 from gpu.gpu_runner import GpuKernel
 from tir_kernels.gpu import cema, mega_step
+from tir_kernels.gpu.cema_products import products
+from tir_kernels.gpu.cema_recurrence import recurrence
 
 from .test_norms import ROUNDING, rounded, unwritten
+
+
+def check_prefill(kernel, dim: int, modes: int, dtype: str, lengths, tolerance: float) -> None:
+    """y to ``tolerance`` beside its own rounding, the state h to ``tolerance``."""
+    rng = np.random.default_rng(dim)
+    ema = Ema(rng, dim, modes)
+    run = GpuKernel(kernel)
+    for number, m in enumerate(lengths):
+        layer, slot = number % 2, number % 3
+        x = rounded(rng, dtype, m, dim)
+        y, h = run(
+            x, ema.p, ema.q, ema.gamma, np.array([slot], np.int32), ema.h, layer,
+            unwritten(dtype, m, dim), writes=(-1, 5),
+        )  # fmt: skip
+        wanted, wanted_h = ema.reference(x.astype(np.float32), layer, slot)
+        assert_near(y, wanted, tolerance + ROUNDING[dtype])
+        assert_near(h[layer, slot], wanted_h, tolerance)
+        h[layer, slot] = ema.h[layer, slot]
+        assert (h == ema.h).all(), "another slot was changed"
 
 
 @pytest.mark.parametrize(
     ("dim", "modes", "dtype"),
     [(32, 16, "bfloat16"), (24, 8, "float16"), (13, 5, "float32"), (8, 24, "bfloat16")],
 )
-def test_prefill(dim: int, modes: int, dtype: str) -> None:
-    rng = np.random.default_rng(dim)
-    ema = Ema(rng, dim, modes)
-    kernel = GpuKernel(cema.cema(dim, modes, 2, dtype))
-    for m, layer, slot in ((1, 0, 2), (2, 1, 0), (48, 0, 1), (131, 1, 1)):
-        x = rounded(rng, dtype, m, dim)
-        y, h = kernel(
-            x, ema.p, ema.q, ema.gamma, np.array([slot], np.int32), ema.h, layer,
-            unwritten(dtype, m, dim), writes=(-1, 5),
-        )  # fmt: skip
-        wanted, wanted_h = ema.reference(x.astype(np.float32), layer, slot)
-        assert_near(y, wanted, 2e-6 + ROUNDING[dtype])
-        assert_near(h[layer, slot], wanted_h, 2e-6)
-        h[layer, slot] = ema.h[layer, slot]
-        assert (h == ema.h).all(), "another slot was changed"
+def test_recurrence(dim: int, modes: int, dtype: str) -> None:
+    kernel = recurrence(dim, modes, 2, dtype)
+    check_prefill(kernel, dim, modes, dtype, (1, 2, 48, 131), 2e-6)
 
 
-def test_prefill_longer_than_shared_memory() -> None:
-    rng = np.random.default_rng(2)
-    ema = Ema(rng, 4, 4)
-    x = normal(rng, 2100, 4)
-    y, h = GpuKernel(cema.cema(4, 4, 2, "float32"))(
-        x, ema.p, ema.q, ema.gamma, np.array([1], np.int32), ema.h, 1, poisoned(2100, 4),
-        writes=(-1, 5),
-    )  # fmt: skip
-    wanted, wanted_h = ema.reference(x, 1, 1)
-    assert_near(y, wanted, 2e-6)
-    assert_near(h[1, 1], wanted_h, 2e-6)
+def test_recurrence_longer_than_shared_memory() -> None:
+    check_prefill(recurrence(4, 4, 2, "float32"), 4, 4, "float32", (2100,), 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("dim", "modes", "dtype"), [(16, 16, "bfloat16"), (24, 8, "float16"), (40, 5, "bfloat16")]
+)
+def test_products(dim: int, modes: int, dtype: str) -> None:
+    """Lengths inside a block of steps, of whole blocks, and of one and more segments."""
+    kernel = products(dim, modes, 2, dtype)
+    check_prefill(kernel, dim, modes, dtype, (1, 32, 45, 512, 700, 1024), 1e-5)
+
+
+def test_the_shape_decides() -> None:
+    assert cema.cema(32, 16, 1, "bfloat16") is products(32, 16, 1, "bfloat16")
+    for dim, modes, dtype in ((32, 16, "float32"), (32, 17, "bfloat16"), (36, 16, "float16")):
+        assert cema.cema(dim, modes, 1, dtype) is recurrence(dim, modes, 1, dtype)
 
 
 @pytest.mark.parametrize(
