@@ -1,0 +1,56 @@
+"""Small programs in CUDA C++ that one block runs, for tests of the device itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm.script import tirx as T
+
+import cuda_emulator
+
+
+class BlockProgram:
+    """A body in CUDA C++ that every thread of one block runs.
+
+    It sees ``const uint32_t* x`` (``words_in``), ``uint32_t* y`` (``words_out``) and
+    ``unsigned char* shared`` (32 KiB, at a multiple of 1024).
+    """
+
+    def __init__(self, body: str, threads: int, words_in: int, words_out: int) -> None:
+        source = (
+            "__forceinline__ __device__ void program(void* in, void* out, void* memory) {\n"
+            "  const uint32_t* x = (const uint32_t*)in;\n"
+            "  uint32_t* y = (uint32_t*)out;\n"
+            "  unsigned char* shared = (unsigned char*)memory;\n"
+            f"  {body}\n}}\n"
+        )
+
+        @T.prim_func(private=True)
+        def kernel(x: T.Buffer((words_in,), "uint32"), y: T.Buffer((words_out,), "uint32")):
+            T.device_entry()
+            T.cta_id([1])
+            T.thread_id([threads])
+            shared = T.alloc_shared((8192,), "uint32")
+            T.cuda.func_call(
+                "program",
+                x.ptr_to([0]),
+                y.ptr_to([0]),
+                shared.ptr_to([0]),
+                source_code=source,
+            )
+
+        cuda_emulator.install()
+        target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
+        module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
+        with target:
+            self._function = tvm.compile(module, target=target, tir_pipeline="tirx")["main"]
+        self._words_out = words_out
+
+    def __call__(self, x: np.ndarray, order: str = "forward") -> np.ndarray:
+        """y; what no thread writes is all ones."""
+        cuda_emulator.set_order(order)
+        device = tvm.cuda(0)
+        y = tvm.runtime.empty((self._words_out,), "uint32", device)
+        words = np.ascontiguousarray(x).view(np.uint32).ravel()
+        self._function(tvm.runtime.tensor(words, device), y)
+        return y.numpy()
