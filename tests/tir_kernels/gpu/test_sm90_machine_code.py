@@ -12,11 +12,12 @@ from gecko_mlc.compile import CompileError, nvcc
 from gecko_mlc.compile.machine_code import source_kept
 from gecko_mlc.compile.targets import resolve
 from tir_kernels.gpu.sm90.attention import attention, attention_weights
-from tir_kernels.gpu.sm90.matmul import matmul
+from tir_kernels.gpu.sm90.matmul import gated_matmul, matmul
 
 KERNELS = {
     "matmul": matmul(4096, 8192, "bfloat16", "bfloat16"),
     "logits": matmul(4096, 32000, "bfloat16", "float32"),
+    "gated": gated_matmul(4096, 8192, "bfloat16"),
     "weights": attention_weights(4, 256, 2048, 2048, 32, "bfloat16"),
     "attention": attention(4, 256, 2048, 4096, 2048, 32, "bfloat16"),
 }

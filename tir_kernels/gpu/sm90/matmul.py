@@ -1,25 +1,29 @@
 """Matrix product out[m, n] = sum_k a[m, k] w[n, k] on Hopper's tensor cores.
 
-One CTA a multiprocessor goes over tiles of 128 x ``columns``. One warpgroup loads panels of 64 of
-the depth into a ring in shared memory, two multiply 64 rows each. Clusters of two CTAs work on
-tiles below each other, so that each loads half of the weights that both need.
+One CTA a multiprocessor goes over tiles of the product. One of its warpgroups loads panels of 64 of
+the depth into a ring in shared memory, two multiply 64 rows each.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 from tvm.script import tirx as T
 
+from ..gate import silu
 from . import tile
 from .pipeline import Ring, accumulate, encode, load, panel_of_stage
 
 # Multiprocessors of an H100 or H200 (SXM); a persistent CTA for each.
 CTAS = 132
+CLUSTER = 2
 CONSUMERS = 2
 TILE_ROWS = tile.ROWS * CONSUMERS
 # Registers of a thread that loads and of one that multiplies (384 threads share 65536).
 LOADER_REGISTERS, CONSUMER_REGISTERS = 56, 224
+# Boxes that bring a tile's weights: the CTAs of a cluster share them out.
+_BOXES = 2
 
 
 def supports(inputs: int, outputs: int, dtype: str) -> bool:
@@ -27,44 +31,77 @@ def supports(inputs: int, outputs: int, dtype: str) -> bool:
     return dtype in ("float16", "bfloat16") and inputs % tile.PANEL == 0 and outputs % 8 == 0
 
 
-@functools.cache
-def matmul(
-    inputs: int,
-    outputs: int,
-    dtype: str,
-    out_dtype: str,
-    columns: int = 256,
-    stages: int = 4,
-    cluster: int = 2,
-):
-    """a [m, K] and w [N, K] to out [m, N]; sums are float32."""
-    panels = inputs // tile.PANEL
-    column_tiles = -(-outputs // columns)
-    share = columns // cluster
-    stage_bytes = (TILE_ROWS + columns) * tile.PANEL * 2
-    clusters = CTAS // cluster
-    write = tile.store(columns, out_dtype, outputs)
+@dataclasses.dataclass(frozen=True)
+class Tiles:
+    """Tiles of 128 x ``columns`` weights, through a ring of ``stages``.
 
-    def row_tiles(m):
+    The CTAs of a ``cluster`` of two have tiles below each other and load half of the weights each.
+    """
+
+    columns: int
+    stages: int
+    cluster: int
+
+    @property
+    def share(self) -> int:
+        """Weights of a box."""
+        return self.columns // _BOXES
+
+    def row_tiles(self, m):
         """Tiles of a cluster below each other."""
-        return T.truncdiv(m + TILE_ROWS * cluster - 1, TILE_ROWS * cluster)
+        rows = TILE_ROWS * self.cluster
+        return T.truncdiv(m + rows - 1, rows)
 
-    def turns(m, group):
-        """How many tiles the cluster ``group`` computes."""
-        return T.truncdiv(row_tiles(m) * column_tiles + clusters - 1 - group, clusters)
+    def count(self, m, weights: int):
+        """Tiles of a cluster."""
+        return self.row_tiles(m) * -(-weights // self.columns)
 
-    def tile_row(number, m, rank):
-        return (T.truncmod(number, row_tiles(m)) * cluster + rank) * TILE_ROWS
+    def turns(self, m, weights: int, cta):
+        """How many of them fall to one cluster."""
+        clusters = CTAS // self.cluster
+        return T.truncdiv(self.count(m, weights) + clusters - 1 - cta // self.cluster, clusters)
 
-    def tile_column(number, m):
-        return T.truncdiv(number, row_tiles(m)) * columns
+    def place(self, turn, m, cta, rank):
+        """First row and first weight of a CTA's tile in its cluster's ``turn``-th."""
+        number = cta // self.cluster + turn * (CTAS // self.cluster)
+        above = T.truncmod(number, self.row_tiles(m)) * self.cluster
+        row = (above + (rank if self.cluster > 1 else 0)) * TILE_ROWS
+        return row, T.truncdiv(number, self.row_tiles(m)) * self.columns
+
+
+def _roles(inputs, weights, dtype, out_dtype, tiles: Tiles, gated: bool):
+    """Inlines for the warpgroup that loads and for one that multiplies.
+
+    ``weights`` is the number of rows of w, of which those of both halves meet when ``gated``.
+    """
+    panels = inputs // tile.PANEL
+    columns, cluster = tiles.columns, tiles.cluster
+    share = tiles.share
+    stage_bytes = (TILE_ROWS + columns) * tile.PANEL * 2
+    outputs = weights // 2 if gated else weights
+    apart = outputs if gated else share
+    write = tile.store(share if gated else columns, out_dtype, outputs)
+
+    def first_output(first_weight):
+        return first_weight // 2 if gated else first_weight
 
     @T.inline
-    def load_tiles(a_map, w_map, a_ring, w_ring, ring, m, group, rank):
+    def apply_gate(sums):
+        for i in T.unroll(columns // 4):
+            sums[i] = silu(sums[i]) * sums[columns // 4 + i]
+
+    @T.inline
+    def keep(sums):
+        T.evaluate(0)
+
+    finish = apply_gate if gated else keep
+
+    @T.inline
+    def load_tiles(buffers, a_map, w_map, m, cta, rank):
+        a_ring, w_ring, ring = T.meta_var(buffers)
         state = ring.loading()
-        for turn in T.serial(turns(m, group)):
-            row = tile_row(group + turn * clusters, m, rank)
-            column = tile_column(group + turn * clusters, m) + rank * share
+        for turn in T.serial(tiles.turns(m, weights, cta)):
+            row, first = T.meta_var(tiles.place(turn, m, cta, rank))
             for panel in T.serial(panels):
                 ring.reserve(state, stage_bytes)
                 load(
@@ -73,68 +110,124 @@ def matmul(
                     (panel * tile.PANEL, row),
                     ring.barrier(state),
                 )
-                load(
-                    w_ring.ptr_to([state.stage, rank * share, 0]),
-                    w_map,
-                    (panel * tile.PANEL, column),
-                    ring.barrier(state),
-                    cluster,
-                )
+                for i in T.unroll(_BOXES // cluster):
+                    box = T.meta_var(rank if cluster > 1 else i)
+                    load(
+                        w_ring.ptr_to([state.stage, box * share, 0]),
+                        w_map,
+                        (panel * tile.PANEL, first_output(first) + box * apart),
+                        ring.barrier(state),
+                        cluster,
+                    )
                 state.advance()
 
     @T.inline
-    def multiply_tiles(out, a_ring, w_ring, ring, m, group, rank, first_row, tx):
+    def multiply_tiles(buffers, out, m, cta, rank, first_row, tx):
+        a_ring, w_ring, ring = T.meta_var(buffers)
         state = ring.reading()
         sums = T.alloc_local((columns // 2,), "float32")
-
         run = T.meta_var(
             accumulate(ring, panel_of_stage(a_ring), panel_of_stage(w_ring), columns, dtype)
         )
-        for turn in T.serial(turns(m, group)):
+        for turn in T.serial(tiles.turns(m, weights, cta)):
+            row, first = T.meta_var(tiles.place(turn, m, cta, rank))
             run(sums, state, panels, False, first_row, tx)
-            write(
-                out,
-                sums,
-                tx,
-                tile_row(group + turn * clusters, m, rank) + first_row,
-                tile_column(group + turn * clusters, m),
-                m,
-            )
+            finish(sums)
+            write(out, sums, tx, row + first_row, first_output(first), m)
+
+    return load_tiles, multiply_tiles
+
+
+def _rings(pool, dtype: str, kinds: tuple[Tiles, ...]) -> list:
+    """Buffers and barriers of each kind of tiles; the buffers lie over one another."""
+    buffers, end = [], 0
+    for tiles in kinds:
+        pool.move_base_to(0)
+        a_ring = pool.alloc((tiles.stages, TILE_ROWS, tile.PANEL), dtype, align=1024)
+        w_ring = pool.alloc((tiles.stages, tiles.columns, tile.PANEL), dtype, align=1024)
+        buffers.append((a_ring, w_ring))
+        end = max(end, pool.offset)
+    pool.move_base_to(end)
+    return [
+        (*pair, Ring(pool, tiles.stages, CONSUMERS * 4, tiles.cluster))
+        for pair, tiles in zip(buffers, kinds, strict=True)
+    ]
+
+
+def _kernel(inputs, weights, dtype, out_dtype, kinds: tuple[Tiles, Tiles], gated: bool):
+    wide, narrow = kinds
+    load_wide, multiply_wide = _roles(inputs, weights, dtype, out_dtype, wide, gated)
+    load_narrow, multiply_narrow = _roles(inputs, weights, dtype, out_dtype, narrow, gated)
+    outputs = weights // 2 if gated else weights
+
+    def takes_wide(m):
+        """Whether wide tiles are done sooner, narrow ones being half as fast again."""
+        longest = [kind.turns(m, weights, 0) * kind.columns for kind in kinds]
+        return 2 * longest[0] <= 3 * longest[1]
 
     @T.prim_func(private=True)
     def matmul(a: T.handle, w: T.handle, out: T.handle):
         T.func_attr({"tirx.noalias": True})
         m = T.int32()
         A = T.match_buffer(a, (m, inputs), dtype)
-        W = T.match_buffer(w, (outputs, inputs), dtype)
+        W = T.match_buffer(w, (weights, inputs), dtype)
         Out = T.match_buffer(out, (m, outputs), out_dtype)
         a_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(a_map, A, (inputs, m), TILE_ROWS)
-        w_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        encode(w_map, W, (inputs, outputs), share)
+        wide_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+        encode(wide_map, W, (inputs, weights), wide.share)
+        narrow_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+        encode(narrow_map, W, (inputs, weights), narrow.share)
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
-        rank = T.cta_id_in_cluster([cluster])
+        rank = T.cta_id_in_cluster([CLUSTER])
         cta = T.cta_id([CTAS])
         warpgroup = T.warpgroup_id([CONSUMERS + 1])
         tx = T.thread_id_in_wg([tile.THREADS])
         pool = T.SMEMPool()
-        a_ring = pool.alloc((stages, TILE_ROWS, tile.PANEL), dtype, align=1024)
-        w_ring = pool.alloc((stages, columns, tile.PANEL), dtype, align=1024)
-        ring = Ring(pool, stages, CONSUMERS * 4, cluster)
+        wide_ring, narrow_ring = T.meta_var(_rings(pool, dtype, kinds))
         pool.commit()
         T.ptx.fence.mbarrier_init.release.cluster()
         T.cuda.cluster_sync()
         if warpgroup == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(LOADER_REGISTERS)
             if tx == 0:
-                load_tiles(a_map, w_map, a_ring, w_ring, ring, m, cta // cluster, rank)
+                if takes_wide(m):
+                    load_wide(wide_ring, a_map, wide_map, m, cta, rank)
+                else:
+                    load_narrow(narrow_ring, a_map, narrow_map, m, cta, rank)
         else:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(CONSUMER_REGISTERS)
-            multiply_tiles(
-                Out, a_ring, w_ring, ring, m, cta // cluster, rank, warpgroup * tile.ROWS, tx
-            )
+            first_row = warpgroup * tile.ROWS
+            if takes_wide(m):
+                multiply_wide(wide_ring, Out, m, cta, rank, first_row, tx)
+            else:
+                multiply_narrow(narrow_ring, Out, m, cta, rank, first_row, tx)
         # No CTA may leave while the other can still arrive at its barriers.
         T.cuda.cluster_sync()
 
     return matmul
+
+
+def _kinds(weights: int) -> tuple[Tiles, Tiles]:
+    """Tiles for many rows, and narrow ones that occupy all multiprocessors with few rows."""
+    columns = next((c for c in (128, 64) if weights // c >= CTAS * 3 // 4), 32)
+    return Tiles(256, 4, CLUSTER), Tiles(columns, 6, 1)
+
+
+@functools.cache
+def matmul(
+    inputs: int,
+    outputs: int,
+    dtype: str,
+    out_dtype: str,
+    kinds: tuple[Tiles, Tiles] | None = None,
+):
+    """a [m, K] and w [N, K] to out [m, N]; sums are float32."""
+    return _kernel(inputs, outputs, dtype, out_dtype, kinds or _kinds(outputs), False)
+
+
+@functools.cache
+def gated_matmul(inputs: int, hidden: int, dtype: str, kinds: tuple[Tiles, Tiles] | None = None):
+    """a [m, K] and w [2F, K] to out [m, F] = silu(a w[:F]^T) * (a w[F:]^T), all in float32."""
+    return _kernel(inputs, 2 * hidden, dtype, dtype, kinds or _kinds(2 * hidden), True)
