@@ -23,7 +23,7 @@ import functools
 from tvm.script import tirx as T
 
 from ..vector_math import f32
-from .reduce import WARP, shuffle, shuffle_up, shuffle_xor
+from .reduce import WARP, shuffle_up, shuffle_xor
 from .tensor_core import multiply_add
 from .vectors import Vectors
 
@@ -219,24 +219,24 @@ def products(dim: int, modes: int, layers: int, dtype: str):
                 vectors.store_row(Y, row, column, Rows, i * 8)
 
     @T.inline
-    def scan(E, Carry, High, Low, Table, Ends, warp, lane, end):
+    def scan(E, High, Low, Table, State, warp, lane, end):
         """From what the blocks add, E, to the states before them, as left fragments High and Low.
 
-        Carry [mode, part], in lanes with g = 7: the state before the first block, then after the
-        last. Ends becomes the state before block ``end``, if that is one of these.
+        State is that before the first of the 16 blocks, and becomes that before block ``end``.
         """
         g, t = T.meta_var(lane // 4), T.meta_var(lane % 4)
         re = T.alloc_local((1,), "float32")
         im = T.alloc_local((1,), "float32")
         for n in T.unroll(_TILES):
             mode = T.meta_var(4 * n + t)
-            # A lane's two blocks together; from the lane before, or from the last segment.
+            # What a lane's two blocks add goes to the next lane, then on to all that follow.
             qr: T.float32 = Table[warp, 5, mode, 0]
             qi: T.float32 = Table[warp, 5, mode, 1]
-            re[0] = qr * E[4 * n] - qi * E[4 * n + 1] + E[4 * n + 2]
-            im[0] = qr * E[4 * n + 1] + qi * E[4 * n] + E[4 * n + 3]
-            re[0] = shuffle(T.Select(g == 7, Carry[2 * n], re[0]), (lane + 28) % WARP)
-            im[0] = shuffle(T.Select(g == 7, Carry[2 * n + 1], im[0]), (lane + 28) % WARP)
+            re[0] = shuffle_up(qr * E[4 * n] - qi * E[4 * n + 1] + E[4 * n + 2], 4)
+            im[0] = shuffle_up(qr * E[4 * n + 1] + qi * E[4 * n] + E[4 * n + 3], 4)
+            if g == 0:
+                re[0] = State[warp, mode, 0]
+                im[0] = State[warp, mode, 1]
             for i in T.unroll(3):
                 wr: T.float32 = Table[warp, 6 + i, mode, 0]
                 wi: T.float32 = Table[warp, 6 + i, mode, 1]
@@ -245,34 +245,35 @@ def products(dim: int, modes: int, layers: int, dtype: str):
                 if g >= 1 << i:
                     re[0] = re[0] + wr * before_re - wi * before_im
                     im[0] = im[0] + wr * before_im + wi * before_re
+            split(High, Low, 2 * n, wide, re[0], im[0])
+            if end == 2 * g:
+                State[warp, mode, 0] = re[0]
+                State[warp, mode, 1] = im[0]
             next_re: T.float32 = qr * re[0] - qi * im[0] + E[4 * n]
             next_im: T.float32 = qr * im[0] + qi * re[0] + E[4 * n + 1]
-            Carry[2 * n] = qr * next_re - qi * next_im + E[4 * n + 2]
-            Carry[2 * n + 1] = qr * next_im + qi * next_re + E[4 * n + 3]
-            split(High, Low, 2 * n, wide, re[0], im[0])
             split(High, Low, 2 * n + 1, wide, next_re, next_im)
-            if end == 2 * g:
-                Ends[warp, mode, 0] = re[0]
-                Ends[warp, mode, 1] = im[0]
             if end == 2 * g + 1:
-                Ends[warp, mode, 0] = next_re
-                Ends[warp, mode, 1] = next_im
+                State[warp, mode, 0] = next_re
+                State[warp, mode, 1] = next_im
+            if end >= _ROWS and g == 7:
+                State[warp, mode, 0] = qr * next_re - qi * next_im + E[4 * n + 2]
+                State[warp, mode, 1] = qr * next_im + qi * next_re + E[4 * n + 3]
 
     @T.inline
-    def finish(Tile, Ends, Table, State, buffer, warp, lane, block, steps):
-        """State = Ends after the ``steps`` of a last, incomplete block; a lane for each mode."""
+    def finish(Tile, State, Table, Last, buffer, warp, lane, block, steps):
+        """Last = State after the ``steps`` of a last, incomplete block; a lane for each mode."""
         qr: T.float32 = Table[warp, 0, lane, 0]
         qi: T.float32 = Table[warp, 0, lane, 1]
         p: T.float32 = Table[warp, _P, lane, 0]
-        State[0] = Ends[warp, lane, 0]
-        State[1] = Ends[warp, lane, 1]
+        Last[0] = State[warp, lane, 0]
+        Last[1] = State[warp, lane, 1]
         for step in T.serial(steps):
             value = T.meta_var(
                 T.Cast("float32", Tile[buffer, warp, block * 2 * _BLOCK_WORDS + step])
             )
-            turned: T.float32 = qr * State[0] + (p * value - qi * State[1])
-            State[1] = qr * State[1] + qi * State[0]
-            State[0] = turned
+            turned: T.float32 = qr * Last[0] + (p * value - qi * Last[1])
+            Last[1] = qr * Last[1] + qi * Last[0]
+            Last[0] = turned
 
     @T.prim_func(private=True)
     def cema(
@@ -306,7 +307,7 @@ def products(dim: int, modes: int, layers: int, dtype: str):
         Tile = pool.alloc((2, _CHANNELS, 2 * _CHANNEL_WORDS), dtype, align=16)
         Table = pool.alloc((_CHANNELS, _P + 1, _MODES, 2), "float32", align=16)
         Taps = pool.alloc((_CHANNELS, 48), "float32", align=16)
-        Ends = pool.alloc((_CHANNELS, _MODES, 2), "float32", align=16)
+        State = pool.alloc((_CHANNELS, _MODES, 2), "float32", align=16)
         pool.commit()
         Words = Tile.view("uint32")
         rows = T.alloc_local((16,), dtype)
@@ -323,16 +324,15 @@ def products(dim: int, modes: int, layers: int, dtype: str):
         added = T.alloc_local((4 * _TILES,), "float32")
         emitted = T.alloc_local((4 * _TILES,), "float32")
         outputs = T.alloc_local((4 * _TILES,), dtype)
-        carry = T.alloc_local((2 * _TILES,), "float32")
-        state = T.alloc_local((2,), "float32")
+        last = T.alloc_local((2,), "float32")
         slot: T.int32 = Slots[0]
         fetch(X, rows, m, 0, column, tx)
-        for n in T.unroll(_TILES):
+        if lane < _MODES:
             for part in T.unroll(2):
-                carry[2 * n + part] = f32(0.0)
-            if channel < dim and 4 * n + t < modes:
+                State[warp, lane, part] = f32(0.0)
+            if channel < dim and lane < modes:
                 for part in T.unroll(2):
-                    carry[2 * n + part] = H[layer, slot, channel, 4 * n + t, part]
+                    State[warp, lane, part] = H[layer, slot, channel, lane, part]
         tabulate(P, Q, Gamma, Table, channel, warp, lane)
         T.cuda.warp_sync()
         absorbing(Table, a_high, a_low, warp, g, t)
@@ -369,7 +369,7 @@ def products(dim: int, modes: int, layers: int, dtype: str):
                         tile = T.meta_var(_TILES - 1 - n + 2 * d)
                         multiply_add(dtype, emitted, sums, left, 4 * d, k_words, tile)
                         multiply_add(dtype, emitted, sums, left, 4 * d, k_rest, tile)
-            scan(added, carry, s_high, s_low, Table, Ends, warp, lane, end)
+            scan(added, s_high, s_low, Table, State, warp, lane, end)
             for d in T.unroll(_DEPTHS):
                 for n in T.unroll(_TILES):
                     sums = T.meta_var([4 * n + i for i in range(4)])
@@ -378,10 +378,10 @@ def products(dim: int, modes: int, layers: int, dtype: str):
                     multiply_add(wide, emitted, sums, s_rest, 4 * d, o_words, word)
                     multiply_add(wide, emitted, sums, s_words, 4 * d, o_rest, word)
             T.cuda.warp_sync()
-            if end >= 0 and end < _ROWS and lane < modes and channel < dim:
-                finish(Tile, Ends, Table, state, buffer, warp, lane, end, m % _BLOCK)
+            if (segment + 1) * _SEGMENT >= m and lane < modes and channel < dim:
+                finish(Tile, State, Table, last, buffer, warp, lane, end, m % _BLOCK)
                 for part in T.unroll(2):
-                    H[layer, slot, channel, lane, part] = state[part]
+                    H[layer, slot, channel, lane, part] = last[part]
             T.cuda.warp_sync()
             for n in T.unroll(_TILES):
                 for i in T.unroll(4):
@@ -393,10 +393,5 @@ def products(dim: int, modes: int, layers: int, dtype: str):
             write(Tile, Y, done, buffer, m, segment * _SEGMENT, column, tx)
             place(rows, Tile, 1 - buffer, tx)
             T.tvm_storage_sync("shared")
-        if m % _SEGMENT == 0 and g == 7 and channel < dim:
-            for n in T.unroll(_TILES):
-                if 4 * n + t < modes:
-                    for part in T.unroll(2):
-                        H[layer, slot, channel, 4 * n + t, part] = carry[2 * n + part]
 
     return cema
