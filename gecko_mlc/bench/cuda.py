@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 COPY_BYTES = 2 * 2**30
 # Copies that keep the device busy for some ten milliseconds, while the host launches a step.
-_STALL_COPIES = 24
+STALL_COPIES = 24
 # The side of the square product that stands for the device's multiply rate.
 _SQUARE = 8192
 _DTYPES = {"q0f32": "float32", "q0f16": "float16", "q0bf16": "bfloat16"}
@@ -40,7 +40,7 @@ class EventTimer:
 
     def begin(self) -> None:
         self._recorded = 0
-        for _ in range(_STALL_COPIES):
+        for _ in range(STALL_COPIES):
             self._copy.run()
         self.start()
         self.stop()
