@@ -219,10 +219,11 @@ def products(dim: int, modes: int, layers: int, dtype: str):
                 vectors.store_row(Y, row, column, Rows, i * 8)
 
     @T.inline
-    def scan(E, High, Low, Table, State, warp, lane, end):
+    def scan(E, High, Low, Table, State, buffer, warp, lane, end):
         """From what the blocks add, E, to the states before them, as left fragments High and Low.
 
-        State is that before the first of the 16 blocks, and becomes that before block ``end``.
+        State[buffer] is that before the first of the 16 blocks; the other one becomes that before
+        block ``end``.
         """
         g, t = T.meta_var(lane // 4), T.meta_var(lane % 4)
         re = T.alloc_local((1,), "float32")
@@ -235,8 +236,8 @@ def products(dim: int, modes: int, layers: int, dtype: str):
             re[0] = shuffle_up(qr * E[4 * n] - qi * E[4 * n + 1] + E[4 * n + 2], 4)
             im[0] = shuffle_up(qr * E[4 * n + 1] + qi * E[4 * n] + E[4 * n + 3], 4)
             if g == 0:
-                re[0] = State[warp, mode, 0]
-                im[0] = State[warp, mode, 1]
+                re[0] = State[buffer, warp, mode, 0]
+                im[0] = State[buffer, warp, mode, 1]
             for i in T.unroll(3):
                 wr: T.float32 = Table[warp, 6 + i, mode, 0]
                 wi: T.float32 = Table[warp, 6 + i, mode, 1]
@@ -247,26 +248,26 @@ def products(dim: int, modes: int, layers: int, dtype: str):
                     im[0] = im[0] + wr * before_im + wi * before_re
             split(High, Low, 2 * n, wide, re[0], im[0])
             if end == 2 * g:
-                State[warp, mode, 0] = re[0]
-                State[warp, mode, 1] = im[0]
+                State[1 - buffer, warp, mode, 0] = re[0]
+                State[1 - buffer, warp, mode, 1] = im[0]
             next_re: T.float32 = qr * re[0] - qi * im[0] + E[4 * n]
             next_im: T.float32 = qr * im[0] + qi * re[0] + E[4 * n + 1]
             split(High, Low, 2 * n + 1, wide, next_re, next_im)
             if end == 2 * g + 1:
-                State[warp, mode, 0] = next_re
-                State[warp, mode, 1] = next_im
+                State[1 - buffer, warp, mode, 0] = next_re
+                State[1 - buffer, warp, mode, 1] = next_im
             if end >= _ROWS and g == 7:
-                State[warp, mode, 0] = qr * next_re - qi * next_im + E[4 * n + 2]
-                State[warp, mode, 1] = qr * next_im + qi * next_re + E[4 * n + 3]
+                State[1 - buffer, warp, mode, 0] = qr * next_re - qi * next_im + E[4 * n + 2]
+                State[1 - buffer, warp, mode, 1] = qr * next_im + qi * next_re + E[4 * n + 3]
 
     @T.inline
     def finish(Tile, State, Table, Last, buffer, warp, lane, block, steps):
-        """Last = State after the ``steps`` of a last, incomplete block; a lane for each mode."""
+        """Last = the new State after the ``steps`` of an incomplete block; a lane for each mode."""
         qr: T.float32 = Table[warp, 0, lane, 0]
         qi: T.float32 = Table[warp, 0, lane, 1]
         p: T.float32 = Table[warp, _P, lane, 0]
-        Last[0] = State[warp, lane, 0]
-        Last[1] = State[warp, lane, 1]
+        Last[0] = State[1 - buffer, warp, lane, 0]
+        Last[1] = State[1 - buffer, warp, lane, 1]
         for step in T.serial(steps):
             value = T.meta_var(
                 T.Cast("float32", Tile[buffer, warp, block * 2 * _BLOCK_WORDS + step])
@@ -307,7 +308,7 @@ def products(dim: int, modes: int, layers: int, dtype: str):
         Tile = pool.alloc((2, _CHANNELS, 2 * _CHANNEL_WORDS), dtype, align=16)
         Table = pool.alloc((_CHANNELS, _P + 1, _MODES, 2), "float32", align=16)
         Taps = pool.alloc((_CHANNELS, 48), "float32", align=16)
-        State = pool.alloc((_CHANNELS, _MODES, 2), "float32", align=16)
+        State = pool.alloc((2, _CHANNELS, _MODES, 2), "float32", align=16)
         pool.commit()
         Words = Tile.view("uint32")
         rows = T.alloc_local((16,), dtype)
@@ -329,10 +330,10 @@ def products(dim: int, modes: int, layers: int, dtype: str):
         fetch(X, rows, m, 0, column, tx)
         if lane < _MODES:
             for part in T.unroll(2):
-                State[warp, lane, part] = f32(0.0)
+                State[0, warp, lane, part] = f32(0.0)
             if channel < dim and lane < modes:
                 for part in T.unroll(2):
-                    State[warp, lane, part] = H[layer, slot, channel, lane, part]
+                    State[0, warp, lane, part] = H[layer, slot, channel, lane, part]
         tabulate(P, Q, Gamma, Table, channel, warp, lane)
         T.cuda.warp_sync()
         absorbing(Table, a_high, a_low, warp, g, t)
@@ -369,7 +370,7 @@ def products(dim: int, modes: int, layers: int, dtype: str):
                         tile = T.meta_var(_TILES - 1 - n + 2 * d)
                         multiply_add(dtype, emitted, sums, left, 4 * d, k_words, tile)
                         multiply_add(dtype, emitted, sums, left, 4 * d, k_rest, tile)
-            scan(added, s_high, s_low, Table, State, warp, lane, end)
+            scan(added, s_high, s_low, Table, State, buffer, warp, lane, end)
             for d in T.unroll(_DEPTHS):
                 for n in T.unroll(_TILES):
                     sums = T.meta_var([4 * n + i for i in range(4)])
