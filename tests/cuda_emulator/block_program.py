@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import tvm
 from tvm.script import tirx as T
 
-import cuda_emulator
+from cuda_emulator.device_kernel import DeviceKernel
 
 
 class BlockProgram:
@@ -39,18 +38,11 @@ class BlockProgram:
                 source_code=source,
             )
 
-        cuda_emulator.install()
-        target = tvm.target.Target({"kind": "cuda", "arch": "sm_90a"}, host="llvm")
-        module = tvm.IRModule({"main": kernel.with_attr("global_symbol", "main")})
-        with target:
-            self._function = tvm.compile(module, target=target, tir_pipeline="tirx")["main"]
+        self._kernel = DeviceKernel(kernel, "sm_90a")
         self._words_out = words_out
 
     def __call__(self, x: np.ndarray, order: str = "forward") -> np.ndarray:
         """y; what no thread writes is all ones."""
-        cuda_emulator.set_order(order)
-        device = tvm.cuda(0)
-        y = tvm.runtime.empty((self._words_out,), "uint32", device)
         words = np.ascontiguousarray(x).view(np.uint32).ravel()
-        self._function(tvm.runtime.tensor(words, device), y)
-        return y.numpy()
+        y = np.full(self._words_out, 0xFFFFFFFF, np.uint32)
+        return self._kernel(words, y, order=order)[1]

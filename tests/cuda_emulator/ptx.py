@@ -338,7 +338,7 @@ class _Call:
             return
         if letter == "m":
             tensor_map, coordinates = _split(operand.strip("[]"), ",")
-            self._before.append(f"const void* const {name} = {self._block._value(tensor_map)};")
+            self._before.append(f"auto* const {name} = address({self._block._value(tensor_map)});")
             self._operand(coordinates, "i")
             return
         if letter == "s":

@@ -1,0 +1,33 @@
+"""One kernel on the emulated device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import tvm
+
+import cuda_emulator
+
+
+class DeviceKernel:
+    """A device function (TIRx, with ``T.device_entry()``), compiled for the emulated device."""
+
+    def __init__(self, function, arch: str) -> None:
+        cuda_emulator.install()
+        target = tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
+        module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        with target:
+            self._function = tvm.compile(module, target=target, tir_pipeline="tirx")["main"]
+
+    def __call__(self, *arguments: Any, order: str = "forward") -> list[np.ndarray]:
+        """All arrays among the arguments as a run with its threads in this order leaves them."""
+        device = tvm.cuda(0)
+        cuda_emulator.set_order(order)
+        given = [
+            tvm.runtime.tensor(argument, device) if isinstance(argument, np.ndarray) else argument
+            for argument in arguments
+        ]
+        self._function(*given)
+        device.sync()
+        return [argument.numpy() for argument in given if isinstance(argument, tvm.runtime.Tensor)]
