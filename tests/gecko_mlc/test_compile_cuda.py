@@ -14,11 +14,14 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import spec
 from tvm.script import tirx as T
 
+from gecko_mlc.checkpoint import write_chat_config
+from gecko_mlc.cli import main
 from gecko_mlc.compile import CompileError, nvcc
 from gecko_mlc.compile.build import build, export
 from gecko_mlc.compile.library import with_metadata
 from gecko_mlc.compile.machine_code import source_kept
 from gecko_mlc.compile.targets import CudaTarget, TargetError, resolve
+from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime import cuda
 from gecko_mlc.runtime.library import Library, LibraryError
 from relax_model.kernel_call import call, fresh
@@ -153,16 +156,18 @@ def test_machine_code_of_every_architecture(libraries: dict[str, Path]) -> None:
             assert b"doubled_kernel" in code
 
 
+def assert_no_source(library: Path) -> None:
+    for text in (b"__global__", b"__launch_bounds__", b"#include", b"_kernel(", b"asm volatile"):
+        assert text not in library.read_bytes()
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_source_is_left(libraries: dict[str, Path], target: str) -> None:
-    library = libraries[target].read_bytes()
+    assert_no_source(libraries[target])
     source = (libraries[target].parent / f"{target}.dump" / "kernels.cu").read_text()
     assert "__global__ void" in source and "doubled_kernel(" in source
-    for text in (b"__global__", b"__launch_bounds__", b"#include", b"doubled_kernel("):
-        assert text not in library
-    # Its longest lines, too.
     for line in sorted(source.splitlines(), key=len)[-20:]:
-        assert line.encode() not in library
+        assert line.encode() not in libraries[target].read_bytes()
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -177,6 +182,7 @@ import ctypes, json, sys
 from pathlib import Path
 import tvm
 from tvm.runtime import vm
+from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime import cuda
 
 try:
@@ -201,6 +207,22 @@ def test_loads_with_the_runtime_alone(libraries: dict[str, Path], driver: Path) 
     assert found["said"] == [{"target": cuda_target(name).describe()} for name in TARGETS]
     assert found["refusal"].startswith("no CUDA device can be used: ")
     assert not found["compiler"]
+
+
+def test_a_whole_model(driver: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The compile verb's library for a GPU that is not here."""
+    write_chat_config(GeckoConfig.preset("tiny"), "q0bf16", tmp_path, "bytes")
+    library = tmp_path / "model.so"
+    assert main(["compile", str(tmp_path), "--target", "cuda-sm90a", "-o", str(library)]) == 0
+    assert f"{library}: q0bf16 for sm_90a, " in capsys.readouterr().err
+    ((kind, architecture, code),) = fatbin_entries(library)
+    assert (kind, architecture) == ("elf", 90) and b"attention_step" in code
+    assert_no_source(library)
+    program = run_with_driver(driver, RUNTIME_ONLY, str(library), TVM_USE_RUNTIME_LIB="1")
+    (metadata,) = json.loads(program)["said"]
+    assert metadata["target"] == cuda_target("cuda-sm90a").describe()
+    assert metadata["cublaslt"] and metadata["batches"] == [1, 2, 4, 8, 16, 32]
+    assert not any(row["pack"] for row in metadata["params"])
 
 
 WITH_DRIVER = """
