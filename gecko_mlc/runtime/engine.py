@@ -68,11 +68,11 @@ class Engine:
         self._state = self._new_state(slots)
         self._free = list(range(slots))[::-1]
         self._steps: Steps | None = None
-        if self.metadata.get("batches"):
+        if self.metadata["batches"]:
             self._steps = Steps(self.library, self._state, self._parameters)
         self._observed = False
         device = self.library.device
-        self.cublaslt = self._offers("prefill_cublaslt") and cuda.open_cublaslt(device.index)
+        self.cublaslt = self.metadata["cublaslt"] and cuda.open_cublaslt(device.index)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -218,13 +218,6 @@ class Engine:
                 f"token {wrong} is outside the vocabulary, wanted 0 to {self.config.vocab_size - 1}"
             )
         return array
-
-    def _offers(self, function: str) -> bool:
-        try:
-            self.library[function]
-        except AttributeError:
-            return False
-        return True
 
     def _call(self, function: str, *arguments):
         return self.library[function](*arguments)
