@@ -25,15 +25,17 @@ class BlockProgram:
         )
 
         @T.prim_func(private=True)
-        def kernel(x: T.Buffer((words_in,), "uint32"), y: T.Buffer((words_out,), "uint32")):
+        def kernel(x: T.handle, y: T.handle):
+            X = T.match_buffer(x, (words_in,), "uint32")
+            Y = T.match_buffer(y, (words_out,), "uint32")
             T.device_entry()
             T.cta_id([1])
             T.thread_id([threads])
             shared = T.alloc_shared((8192,), "uint32")
             T.cuda.func_call(
                 "program",
-                x.ptr_to([0]),
-                y.ptr_to([0]),
+                X.ptr_to([0]),
+                Y.ptr_to([0]),
                 shared.ptr_to([0]),
                 source_code=source,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterator
 
@@ -145,14 +144,14 @@ class AssemblyError(ValueError):
 
 def translate_assembly(source: str) -> str:
     """Every ``asm(...)`` statement of C++ source becomes a block of C++."""
-    pieces, done = [], 0
-    for number in itertools.count():
-        match = _ASSEMBLY.search(source, done)
-        if match is None:
-            return "".join(pieces) + source[done:]
+    pieces: list[str] = []
+    done = 0
+    while match := _ASSEMBLY.search(source, done):
         end = _closing(source, match.end() - 1)
-        pieces += [source[done : match.start()], _Block(source[match.end() : end], number).text()]
+        block = _Block(source[match.end() : end], number=len(pieces))
+        pieces += [source[done : match.start()], block.text()]
         done = source.index(";", end) + 1
+    return "".join(pieces) + source[done:]
 
 
 def _closing(text: str, at: int) -> int:
@@ -246,9 +245,9 @@ class _Block:
         for statement in _statements(self._assembly):
             lines += [f"{self._label(label)}:;" for label in statement.labels]
             if statement.text.startswith(".reg"):
-                kind, names = re.match(r"\.reg\s+\.(\w+)\s+(.*)", statement.text, re.S).groups()
+                _, kind, names = statement.text.split(None, 2)
                 registers = ", ".join(self._register(name.strip()) for name in names.split(","))
-                declarations.append(f"{_ELEMENTS[kind]} {registers};")
+                declarations.append(f"{_ELEMENTS[kind.lstrip('.')]} {registers};")
             elif statement.text:
                 lines.append(self._instruction(statement.text))
         return "{ " + "\n".join([*declarations, *lines]) + " }"

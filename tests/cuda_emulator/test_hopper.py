@@ -125,8 +125,9 @@ def test_wgmma(
 class TensorCopy:
     """A cluster in which ``body`` copies boxes of a float16 tensor [2, 20, 64] to shared memory.
 
-    It sees uint64_t map (an address), uint32_t shared, mbarrier and rank; the mbarrier is for one arrival.
-    Then every block waits for it and gives back its first ``words`` of shared memory.
+    It sees uint64_t map (an address), uint32_t shared, mbarrier, and rank in the cluster. Every
+    block then waits for its mbarrier, which is for one arrival, and gives back the first ``words``
+    of its shared memory.
     """
 
     SHAPE = (2, 20, 64)
@@ -152,16 +153,16 @@ class TensorCopy:
         planes, rows, columns = self.SHAPE
 
         @T.prim_func(private=True)
-        def kernel(
-            x: T.Buffer((planes, rows, columns), "float16"), y: T.Buffer((blocks, words), "uint32")
-        ):
+        def kernel(x: T.handle, y: T.handle):
+            X = T.match_buffer(x, (planes, rows, columns), "float16")
+            Y = T.match_buffer(y, (blocks, words), "uint32")
             tensor_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
                 "runtime.cuTensorMapEncodeTiled",
                 tensor_map,
                 "float16",
                 3,
-                x.data,
+                X.data,
                 columns,
                 rows,
                 planes,
@@ -180,7 +181,7 @@ class TensorCopy:
                 "program",
                 T.address_of(tensor_map),
                 shared.ptr_to([0]),
-                y.ptr_to([cta, 0]),
+                Y.ptr_to([cta, 0]),
                 rank,
                 source_code=source,
             )
