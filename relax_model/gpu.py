@@ -468,7 +468,8 @@ class GpuGecko(Gecko):
         state = state_spec(self.config, self.kernels.dtype)
         if self.kernels.cublaslt:
             for name in ("prefill", "score"):
-                shared[f"{name}_cublaslt"] = shared[name]
+                # Each function uses its description up.
+                shared[f"{name}_cublaslt"] = dict(shared[name])
         for batch in self.batches:
             rows = spec.Tensor([batch], "int32")
             packed = {"param_mode": "packed", "effect_mode": "none"}
