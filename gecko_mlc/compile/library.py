@@ -23,6 +23,7 @@ from relax_model.gpu import GpuGecko
 from relax_model.kernel_call import call, fresh
 from relax_model.state import state_tensors
 from tir_kernels.cpu import CpuKernels
+from tir_kernels.gpu.kernels import GpuKernels
 
 _ITEMSIZE = {"float32": 4, "int32": 4, "float16": 2, "bfloat16": 2}
 
@@ -70,8 +71,6 @@ def compile_library(
 
 def _model(config: GeckoConfig, dtype: str, target: CompileTarget) -> Gecko:
     if isinstance(target, CudaTarget):
-        from tir_kernels.gpu.kernels import GpuKernels
-
         return GpuGecko(config, GpuKernels(config, dtype, target.arch))
     return Gecko(config, CpuKernels(config, dtype, target.unit, target.cores))
 

@@ -11,10 +11,12 @@ from tvm import relax, tirx
 
 from gecko_mlc.checkpoint.mapping import QUANTIZATIONS, parameters
 from gecko_mlc.compile.library import library_metadata
-from gecko_mlc.compile.targets import resolve
+from gecko_mlc.compile.targets import cpu_target, resolve
 from gecko_mlc.config import GeckoConfig
 from relax_model.gecko import Gecko
+from relax_model.gpu import GpuGecko
 from tir_kernels.cpu import CpuKernels
+from tir_kernels.gpu.kernels import GpuKernels
 from tir_kernels.vector_unit import PORTABLE
 
 SMALL = GeckoConfig(
@@ -42,28 +44,32 @@ def configuration(name: str, golden: Path) -> GeckoConfig:
 @pytest.mark.parametrize("name", ["tiny", "small", "7b", "alt", "SMALL"])
 def test_parameters_are_what_conversion_writes(name: str, quantization: str, golden: Path) -> None:
     config = configuration(name, golden)
-    target = resolve("cpu")
-    kernels = CpuKernels(config, QUANTIZATIONS[quantization], target.unit)
-    named = list(Gecko(config, kernels).named_parameters())
-    metadata = library_metadata(config, quantization, target, kernels, named)
     written = {
         parameter.name: (list(parameter.shape), parameter.dtype)
         for parameter in parameters(config, quantization)
     }
-    read = {row["source"]: (row["shape"], row["dtype"]) for row in metadata["params"]}
-    assert read == written
-    assert [row["name"] for row in metadata["params"]] == [name for name, _ in named]
-    assert len(named) == len(written) + config.share_emb
     total = sum(parameter.nbytes for parameter in parameters(config, quantization))
     shared = config.vocab_size * config.model_dim * (4 if quantization == "q0f32" else 2)
-    assert metadata["memory"]["params"] == total + config.share_emb * shared
+    cpu, dtype = cpu_target(), QUANTIZATIONS[quantization]
+    for target, model in (
+        (cpu, Gecko(config, CpuKernels(config, dtype, cpu.unit))),
+        (resolve("cuda"), GpuGecko(config, GpuKernels(config, dtype, "sm_80"))),
+    ):
+        named = list(model.named_parameters())
+        metadata = library_metadata(config, quantization, target, model, named)
+        read = {row["source"]: (row["shape"], row["dtype"]) for row in metadata["params"]}
+        assert read == written
+        assert [row["name"] for row in metadata["params"]] == [name for name, _ in named]
+        assert len(named) == len(written) + config.share_emb
+        assert metadata["memory"]["params"] == total + config.share_emb * shared
+        assert any(row["pack"] for row in metadata["params"]) == (target is cpu)
 
 
 def test_memory_of_a_slot() -> None:
     """The bytes of DESIGN section 3's table, whatever the length of a sequence."""
     for quantization, width in (("q0f32", 4), ("q0bf16", 2)):
         kernels = CpuKernels(SMALL, QUANTIZATIONS[quantization], PORTABLE)
-        metadata = library_metadata(SMALL, quantization, resolve("cpu"), kernels, [])
+        metadata = library_metadata(SMALL, quantization, cpu_target(), Gecko(SMALL, kernels), [])
         rings = 12 * (8 + 12 + 8) * width
         memory = 2 * 4 * 6 * 4 + 2 * 4 * 4
         norms, cema = 2 * 2 * 3 * 4, 12 * 2 * 2 * 4
