@@ -112,7 +112,7 @@ class Library:
             raise LibraryError(
                 f"{self.path} (target {target['name']}) has machine code for "
                 f"{', '.join(target['machine_code'])}, this GPU has compute capability "
-                f"{gpu[0]}.{gpu[1]}: compile with --target cuda for any GPU"
+                f"{gpu[0]}.{gpu[1]}; --target cuda compiles for all from 8.0 on"
             )
 
     def _check_processor(self, target: dict[str, Any]) -> None:

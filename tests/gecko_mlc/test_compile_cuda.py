@@ -276,6 +276,16 @@ def test_which_gpus_run_a_target(target: str, gpus: set[tuple[int, int]]) -> Non
     assert without_ptx == gpus - {(11, 0), (13, 0)}
 
 
+def test_refused_on_another_gpu() -> None:
+    library = object.__new__(Library)
+    library.path = Path("h200.so")
+    target = cuda_target("cuda-sm90a").describe()
+    library._check_gpu(target, (9, 0))
+    found = r"h200\.so \(target cuda-sm90a\) has machine code for sm_90a, this GPU has .* 8\.6; "
+    with pytest.raises(LibraryError, match=found + "--target cuda compiles for all from 8.0 on"):
+        library._check_gpu(target, (8, 6))
+
+
 def test_options_of_another_kind() -> None:
     for option in ({"mcpu": "znver4"}, {"threads": 2}):
         with pytest.raises(TargetError, match="'cuda' is a GPU: processor and threads are for CPU"):
