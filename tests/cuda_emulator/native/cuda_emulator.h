@@ -31,17 +31,19 @@
 #define gridDim (emulator::current->launch->grid)
 constexpr int warpSize = 32;
 
-// ---- vector types --------------------------------------------------------------------------
+// ---- vector types ----------------------------------------------------------------------------
 
-#define EMULATOR_VECTORS(name, element, align2, align4)                            \
-  struct name##1 { element x; };                                                   \
-  struct alignas(align2) name##2 { element x, y; };                                \
-  struct name##3 { element x, y, z; };                                             \
-  struct alignas(align4) name##4 { element x, y, z, w; };                          \
-  inline name##1 make_##name##1(element x) { return {x}; }                         \
-  inline name##2 make_##name##2(element x, element y) { return {x, y}; }           \
-  inline name##3 make_##name##3(element x, element y, element z) { return {x, y, z}; } \
-  inline name##4 make_##name##4(element x, element y, element z, element w) { return {x, y, z, w}; }
+#define EMULATOR_VECTORS(name, element, align2, align4)                                       \
+  struct name##1 { element x; };                                                              \
+  struct alignas(align2) name##2 { element x, y; };                                           \
+  struct name##3 { element x, y, z; };                                                        \
+  struct alignas(align4) name##4 { element x, y, z, w; };                                     \
+  inline name##1 make_##name##1(element x) { return {x}; }                                    \
+  inline name##2 make_##name##2(element x, element y) { return {x, y}; }                      \
+  inline name##3 make_##name##3(element x, element y, element z) { return {x, y, z}; }        \
+  inline name##4 make_##name##4(element x, element y, element z, element w) {                 \
+    return {x, y, z, w};                                                                      \
+  }
 
 EMULATOR_VECTORS(char, signed char, 2, 4)
 EMULATOR_VECTORS(uchar, unsigned char, 2, 4)
@@ -55,7 +57,7 @@ EMULATOR_VECTORS(float, float, 8, 16)
 EMULATOR_VECTORS(double, double, 16, 16)
 #undef EMULATOR_VECTORS
 
-// ---- bits ----------------------------------------------------------------------------------
+// ---- bits ------------------------------------------------------------------------------------
 
 inline unsigned __float_as_uint(float x) { return emulator::bits<unsigned>(x); }
 inline int __float_as_int(float x) { return emulator::bits<int>(x); }
@@ -70,7 +72,7 @@ inline unsigned __brev(unsigned x) {
   return reversed;
 }
 
-// ---- half precision ------------------------------------------------------------------------
+// ---- half precision --------------------------------------------------------------------------
 
 namespace emulator {
 
@@ -195,7 +197,7 @@ EMULATOR_HALF(half, half2)
 EMULATOR_HALF(nv_bfloat16, nv_bfloat162)
 #undef EMULATOR_HALF
 
-// ---- mathematics ---------------------------------------------------------------------------
+// ---- mathematics -----------------------------------------------------------------------------
 
 #define CUDART_INF_F __builtin_huge_valf()
 #define CUDART_NAN_F __builtin_nanf("")
@@ -245,7 +247,7 @@ inline float __int2float_rn(int x) { return static_cast<float>(x); }
 #define __tanf(x) tanf(x)
 #define __powf(x, y) powf(x, y)
 
-// ---- threads -------------------------------------------------------------------------------
+// ---- threads ---------------------------------------------------------------------------------
 
 inline void __syncthreads() { emulator::barrier(0, 0, true, 0); }
 inline int __syncthreads_count(int predicate) {
@@ -286,7 +288,7 @@ struct Shuffle {
   static void exchange(void* const* operands, uint32_t mask) {
     each_lane(mask, [&](unsigned lane) {
       auto* own = static_cast<Shuffle*>(operands[lane]);
-      if ((mask >> own->source & 1) == 0) emulator::fail("a shuffle reads a lane that is not there");
+      if ((mask >> own->source & 1) == 0) fail("a shuffle reads a lane that is not there");
       own->result = static_cast<const Shuffle*>(operands[own->source])->value;
     });
   }
@@ -381,7 +383,7 @@ inline unsigned __reduce_xor_sync(unsigned mask, unsigned x) {
   return emulator::reduce<unsigned, emulator::bit_xor>(mask, x);
 }
 
-// ---- memory --------------------------------------------------------------------------------
+// ---- memory ----------------------------------------------------------------------------------
 
 template <class T>
 inline T __ldg(const T* pointer) {
@@ -453,7 +455,7 @@ struct alignas(64) CUtensorMap {
   uint64_t opaque[16];
 };
 
-// ---- kernels -------------------------------------------------------------------------------
+// ---- kernels ---------------------------------------------------------------------------------
 
 namespace emulator {
 
@@ -478,6 +480,6 @@ struct Describe<Function> {
 
 }  // namespace emulator
 
-#define EMULATOR_KERNEL(name, static_shared)                                            \
-  extern "C" __attribute__((visibility("default"))) const emulator::Kernel emulator_kernel_##name = \
-      emulator::Describe<name>::kernel(static_shared);
+#define EMULATOR_KERNEL(name, static_shared)                                                  \
+  extern "C" __attribute__((visibility("default"))) const emulator::Kernel                    \
+      emulator_kernel_##name = emulator::Describe<name>::kernel(static_shared);

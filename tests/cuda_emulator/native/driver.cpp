@@ -43,9 +43,9 @@ class OwnedLaunch {
   explicit OwnedLaunch(const Launch& launch) : launch_(launch) {
     const Kernel& kernel = *launch.kernel;
     for (size_t i = 0; i < kernel.arguments; ++i) {
-      values_.push_back(std::make_unique<Value[]>((kernel.argument_sizes[i] + sizeof(Value) - 1) /
-                                                  sizeof(Value)));
-      std::memcpy(values_.back().get(), launch.arguments[i], kernel.argument_sizes[i]);
+      const size_t size = kernel.argument_sizes[i];
+      values_.push_back(std::make_unique<Value[]>(size / sizeof(Value) + 1));
+      std::memcpy(values_.back().get(), launch.arguments[i], size);
       pointers_.push_back(values_.back().get());
     }
   }
@@ -144,22 +144,18 @@ int cuModuleLoadData(Module** module, const void* image) {
   if (std::memcmp(bytes, kTag, 8) != 0) return kInvalidImage;
   uint64_t size = 0;
   std::memcpy(&size, bytes + 8, sizeof size);
+  // The loader knows a library by its name, so that no two may share one.
   const char* folder = std::getenv("TMPDIR");
   std::string path = std::string(folder != nullptr ? folder : "/tmp") + "/emulated-XXXXXX";
-  const int file = mkstemp(path.data());
-  if (file < 0) return kOutOfMemory;
-  bool written = true;
-  for (uint64_t done = 0; written && done < size;) {
-    const ssize_t step = write(file, bytes + 16 + done, size - done);
-    written = step > 0;
-    done += written ? step : 0;
-  }
-  close(file);
-  void* library = written ? dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL) : nullptr;
+  const int descriptor = mkstemp(path.data());
+  std::FILE* const file = descriptor >= 0 ? fdopen(descriptor, "wb") : nullptr;
+  if (file == nullptr) return kOutOfMemory;
+  std::fwrite(bytes + 16, 1, size, file);
+  std::fclose(file);
+  void* const library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   unlink(path.c_str());
   if (library == nullptr) {
-    const char* why = dlerror();
-    std::fprintf(stderr, "%s\n", why != nullptr ? why : "cannot write a temporary file");
+    std::fprintf(stderr, "%s\n", dlerror());
     return kInvalidImage;
   }
   *module = new Module{library};

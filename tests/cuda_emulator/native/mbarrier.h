@@ -19,7 +19,7 @@ class MBarrier {
   static uint32_t parity(uint64_t state) { return state & 1; }
 
   void init(uint32_t count) {
-    if (count == 0 || count > kMaxCount) fail("an mbarrier is for at least 1 arrival and, here, less than 2^15");
+    if (count == 0 || count > kMaxCount) fail("an mbarrier is for 1 to 32767 arrivals here");
     phase_ = 0;
     count_ = pending_ = count;
     bytes_ = 0;

@@ -1,4 +1,4 @@
-// PTX instructions as functions: the results first, as arrays, then the operands. ptx.py calls them.
+// PTX instructions as functions: results first, as arrays, then operands. ptx.py calls them.
 #pragma once
 
 #include "bulk_copy.h"
@@ -28,8 +28,9 @@ inline void put(To& to, const From& from) {
 // Addresses in shared memory are 32-bit numbers, all others are pointers.
 inline unsigned char* address(uint32_t shared) { return shared_pointer(shared); }
 inline unsigned char* address(int32_t shared) { return shared_pointer(shared); }
-inline unsigned char* address(uint64_t generic) { return reinterpret_cast<unsigned char*>(generic); }
-inline unsigned char* address(int64_t generic) { return reinterpret_cast<unsigned char*>(generic); }
+inline unsigned char* address(uint64_t generic) {
+  return reinterpret_cast<unsigned char*>(generic);
+}
 inline unsigned char* address(const void* generic) {
   return static_cast<unsigned char*>(const_cast<void*>(generic));
 }
@@ -41,7 +42,8 @@ inline void need_alignment(const void* pointer, size_t bytes) {
 // ---- matrices of a warp ----------------------------------------------------------------------
 
 template <class Element>
-inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const float (&c)[4]) {
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                const float (&c)[4]) {
   MmaOperands operands{d, a, b, c};
   collective(~0u, std::is_same_v<Element, __half> ? mma_f16 : mma_bf16, &operands);
 }
@@ -148,7 +150,9 @@ inline void mbarrier_arrive_expect_tx(uint64_t (&state)[1], unsigned char* at, u
   MBarrier::at(at).expect(bytes);
   state[0] = MBarrier::at(at).arrive(1);
 }
-inline void mbarrier_expect_tx(unsigned char* at, uint32_t bytes) { MBarrier::at(at).expect(bytes); }
+inline void mbarrier_expect_tx(unsigned char* at, uint32_t bytes) {
+  MBarrier::at(at).expect(bytes);
+}
 inline void mbarrier_complete_tx(unsigned char* at, uint32_t bytes) {
   MBarrier::at(at).complete(bytes);
 }

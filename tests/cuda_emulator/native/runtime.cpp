@@ -71,7 +71,8 @@ int cudaDeviceGetAttribute(int* value, int attribute, int) {
 // TVM reads the total memory only.
 int cudaGetDeviceProperties(void* properties, int) {
   constexpr size_t kTotalMemoryAt = 288;
-  std::memcpy(static_cast<char*>(properties) + kTotalMemoryAt, &kDeviceMemory, sizeof kDeviceMemory);
+  char* const total_memory = static_cast<char*>(properties) + kTotalMemoryAt;
+  std::memcpy(total_memory, &kDeviceMemory, sizeof kDeviceMemory);
   return kSuccess;
 }
 

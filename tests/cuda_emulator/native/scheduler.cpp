@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "context_switch.h"
+#include "deferred.h"
 #include "memory.h"
 
 namespace emulator {
@@ -38,31 +39,6 @@ struct BlockState : Block {
   Barrier barriers[kBarriers];
 };
 
-// Asynchronous work in groups.
-class Deferred {
- public:
-  void add(std::function<void()> work) { open_.push_back(std::move(work)); }
-  void commit() {
-    groups_.push_back(std::move(open_));
-    open_.clear();
-  }
-  // Does the work of all groups but the last `left`.
-  void wait(size_t left) {
-    while (groups_.size() > left) {
-      for (const auto& work : groups_.front()) work();
-      groups_.pop_front();
-    }
-  }
-  void clear() {
-    open_.clear();
-    groups_.clear();
-  }
-
- private:
-  std::vector<std::function<void()>> open_;
-  std::deque<std::vector<std::function<void()>>> groups_;
-};
-
 }  // namespace
 
 struct Warp {
@@ -80,10 +56,10 @@ struct Warp {
 
 namespace {
 
-// The lane of a warp that goes on after lane `after`, and the same for all lanes from the start.
+// Who goes on.
 struct Picker {
   Order order;
-  uint32_t state = 2463534242;
+  uint32_t state = 2463534242;  // of the random numbers
 
   uint32_t random() {
     state ^= state << 13;
@@ -92,6 +68,7 @@ struct Picker {
     return state;
   }
 
+  // A lane of `ready`, the next one after lane `after`.
   unsigned lane(uint32_t ready, unsigned after) {
     if (order == Order::kForward) {
       const uint32_t above = ready & ~((uint64_t{2} << after) - 1);
@@ -106,6 +83,12 @@ struct Picker {
   }
 };
 
+// What a block's threads have besides what kernels see of them.
+struct ThreadState {
+  Deferred copies;
+  uint64_t cluster_turn;  // of the cluster's barrier, when the thread arrived there
+};
+
 // A CPU thread's part of a launch: one cluster of blocks at a time.
 class Worker {
  public:
@@ -116,10 +99,12 @@ class Worker {
   void next();
   void end_thread();
   [[noreturn]] void fail(const std::string& message);
+  // A fiber got further.
+  void progress() { polls_ = 0; }
+  // Whether asynchronous work is done as late as may be.
   bool late() const { return picker_.order == Order::kReverse; }
   Deferred& deferred(Async kind) {
-    return kind == Async::kProducts ? current->warp->products
-                                    : states_[current - threads_.data()].copies;
+    return kind == Async::kProducts ? current->warp->products : state().copies;
   }
   void transfer(std::function<void()> work) { transfers_.push_back(std::move(work)); }
   void yield();
@@ -127,17 +112,13 @@ class Worker {
   void wake(const void* what);
   void cluster_arrive();
   void cluster_wait();
-  void progress() { idle_ = 0; }
 
   std::string failure;
 
  private:
-  struct ThreadState {
-    Deferred copies;
-    uint64_t cluster_turn;  // of the cluster's barrier, when the thread arrived
-  };
-
   void start(const Launch& launch, uint64_t cluster);
+  void start_block(const Launch& launch, BlockState& block);
+  ThreadState& state() { return states_[current - threads_.data()]; }
   Thread* pick();
   bool transfer_next();
   void check_cluster_barrier();
@@ -148,13 +129,13 @@ class Worker {
   std::vector<Warp> warps_;
   std::vector<BlockState> blocks_;
   std::vector<ThreadState> states_;
+  std::vector<unsigned char*> stacks_, arenas_;
+  size_t live_ = 0;  // threads that have not ended
   std::deque<std::function<void()>> transfers_;
   std::vector<std::pair<const void*, Thread*>> sleepers_;
   size_t cluster_arrived_ = 0;
   uint64_t cluster_turn_ = 0;
-  size_t idle_ = 0;  // turns since a thread last got further
-  std::vector<unsigned char*> stacks_, arenas_;
-  size_t live_ = 0;  // threads that have not ended
+  size_t polls_ = 0;  // since a fiber last got further
   Picker picker_{Order::kForward};
   void* main_context_ = nullptr;
   sigjmp_buf escape_;
@@ -200,63 +181,65 @@ bool Worker::run(const Launch& launch, Order order, std::atomic<uint64_t>& next_
   return failure.empty();
 }
 
+Index unflatten(uint64_t number, Index extent) {
+  return {static_cast<unsigned>(number % extent.x),
+          static_cast<unsigned>(number / extent.x % extent.y),
+          static_cast<unsigned>(number / extent.x / extent.y)};
+}
+
 void Worker::start(const Launch& launch, uint64_t cluster) {
   const Index extent = launch.cluster;
-  const unsigned per_block = launch.block.count();
-  const unsigned warps = (per_block + kWarpSize - 1) / kWarpSize;
-  const Index across{launch.grid.x / extent.x, launch.grid.y / extent.y, launch.grid.z / extent.z};
-  const Index origin{static_cast<unsigned>(cluster % across.x) * extent.x,
-                     static_cast<unsigned>(cluster / across.x % across.y) * extent.y,
-                     static_cast<unsigned>(cluster / across.x / across.y) * extent.z};
-  const size_t count = extent.count();
-  threads_.resize(count * per_block);
-  warps_.resize(count * warps);
-  blocks_.resize(count);
+  const unsigned blocks = extent.count(), threads = launch.block.count();
+  const unsigned warps = (threads + kWarpSize - 1) / kWarpSize;
+  const Index clusters{launch.grid.x / extent.x, launch.grid.y / extent.y,
+                       launch.grid.z / extent.z};
+  const Index origin = unflatten(cluster, clusters);
+  threads_.resize(blocks * threads);
+  states_.resize(blocks * threads);
+  warps_.resize(blocks * warps);
+  blocks_.resize(blocks);
   live_ = threads_.size();
-  states_.assign(threads_.size(), ThreadState{});
+  for (ThreadState& state : states_) state.copies.clear();
   transfers_.clear();
   sleepers_.clear();
   cluster_arrived_ = 0;
-  idle_ = 0;
-  while (arenas_.size() < count) {
+  polls_ = 0;
+  while (arenas_.size() < blocks) {
     arenas_.push_back(map_guarded(round_up(kMaxShared, page_size())));
   }
-  for (unsigned rank = 0; rank < count; ++rank) {
+  for (unsigned rank = 0; rank < blocks; ++rank) {
+    const Index within = unflatten(rank, extent);
     BlockState& block = blocks_[rank];
     block = BlockState{};
-    block.index_in_cluster = {rank % extent.x, rank / extent.x % extent.y,
-                              rank / extent.x / extent.y};
-    block.index = {origin.x + block.index_in_cluster.x, origin.y + block.index_in_cluster.y,
-                   origin.z + block.index_in_cluster.z};
+    block.index = {origin.x * extent.x + within.x, origin.y * extent.y + within.y,
+                   origin.z * extent.z + within.z};
+    block.index_in_cluster = within;
     block.rank_in_cluster = rank;
     block.shared = arenas_[rank];
     block.cluster_shared = arenas_.data();
-    block.live = per_block;
+    block.live = threads;
     block.warps = warps;
     block.first_warp = &warps_[rank * warps];
-    std::memset(block.shared, kPoison, launch.kernel->static_shared + launch.dynamic_shared);
-    for (unsigned number = 0; number < warps; ++number) {
-      Warp& warp = block.first_warp[number];
-      const unsigned lanes = std::min(kWarpSize, per_block - number * kWarpSize);
-      warp.live = warp.ready = lanes == kWarpSize ? ~0u : (1u << lanes) - 1;
-      warp.met = 0;
-      warp.lanes = &threads_[rank * per_block + number * kWarpSize];
-      warp.block = &block;
-      warp.number = number;
-      warp.products.clear();
-      for (unsigned lane = 0; lane < lanes; ++lane) {
-        const unsigned rank_in_block = number * kWarpSize + lane;
-        Thread& thread = warp.lanes[lane];
-        thread.index = {rank_in_block % launch.block.x,
-                        rank_in_block / launch.block.x % launch.block.y,
-                        rank_in_block / launch.block.x / launch.block.y};
-        thread.lane = lane;
-        thread.warp = &warp;
-        thread.block = &block;
-        thread.launch = &launch;
-        thread.stack_pointer =
-            new_context(stack_top(rank * per_block + rank_in_block), thread_main);
-      }
+    start_block(launch, block);
+  }
+}
+
+void Worker::start_block(const Launch& launch, BlockState& block) {
+  std::memset(block.shared, kPoison, launch.kernel->static_shared + launch.dynamic_shared);
+  const unsigned first = block.rank_in_cluster * block.live;
+  for (unsigned number = 0; number < block.warps; ++number) {
+    Warp& warp = block.first_warp[number];
+    const unsigned lanes = std::min(kWarpSize, block.live - number * kWarpSize);
+    warp.live = warp.ready = ~0u >> (kWarpSize - lanes);
+    warp.met = 0;
+    warp.lanes = &threads_[first + number * kWarpSize];
+    warp.block = &block;
+    warp.number = number;
+    warp.products.clear();
+    for (unsigned lane = 0; lane < lanes; ++lane) {
+      const unsigned rank = number * kWarpSize + lane;
+      void* const context = new_context(stack_top(first + rank), thread_main);
+      warp.lanes[lane] = {unflatten(rank, launch.block), lane, &warp, &block, &launch, context};
     }
   }
 }
@@ -302,7 +285,7 @@ bool Worker::transfer_next() {
 
 void Worker::yield() {
   constexpr size_t kPatience = 10'000'000;
-  if (++idle_ > kPatience) fail("threads poll for ever");
+  if (++polls_ > kPatience) fail("threads poll for ever");
   if (pick() == current) transfer_next();
   next();
 }
@@ -324,13 +307,13 @@ void Worker::wake(const void* what) {
 }
 
 void Worker::cluster_arrive() {
-  states_[current - threads_.data()].cluster_turn = cluster_turn_;
+  state().cluster_turn = cluster_turn_;
   ++cluster_arrived_;
   check_cluster_barrier();
 }
 
 void Worker::cluster_wait() {
-  while (states_[current - threads_.data()].cluster_turn == cluster_turn_) sleep_on(&cluster_turn_);
+  while (state().cluster_turn == cluster_turn_) sleep_on(&cluster_turn_);
 }
 
 void Worker::check_cluster_barrier() {
@@ -354,12 +337,14 @@ std::string Worker::why_stuck() const {
          std::to_string(live_ - at_barrier - meeting) + " at an mbarrier or the cluster's barrier";
 }
 
+std::string text(Index index) {
+  return "(" + std::to_string(index.x) + ", " + std::to_string(index.y) + ", " +
+         std::to_string(index.z) + ")";
+}
+
 void Worker::fail(const std::string& message) {
-  const Index block = current->block->index, thread = current->index;
-  auto text = [](Index i) {
-    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
-  };
-  failure = message + ", in block " + text(block) + ", thread " + text(thread);
+  failure = message + ", in block " + text(current->block->index) + ", thread " +
+            text(current->index);
   siglongjmp(escape_, 1);
 }
 
@@ -413,9 +398,7 @@ void Worker::end_thread() {
   next();
 }
 
-void on_fault(int, siginfo_t* info, void*);
-
-constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+void on_fault(int signal, siginfo_t* info, void*);
 
 // While a kernel runs, its faults end the launch and not the process.
 class FaultHandlers {
@@ -426,18 +409,20 @@ class FaultHandlers {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &action, &before_[i]);
   }
-  ~FaultHandlers() {
+  ~FaultHandlers() { restore(); }
+  static void restore() {
     for (size_t i = 0; i < std::size(kFaults); ++i) sigaction(kFaults[i], &before_[i], nullptr);
   }
 
  private:
-  struct sigaction before_[std::size(kFaults)];
+  static constexpr int kFaults[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+  static inline struct sigaction before_[std::size(kFaults)];
 };
 
 void on_fault(int signal, siginfo_t* info, void*) {
   if (worker == nullptr || current == nullptr) {
     // Not a kernel's fault: it happens again, and is then dealt with as without this handler.
-    ::signal(signal, SIG_DFL);
+    FaultHandlers::restore();
     return;
   }
   if (signal == SIGFPE) worker->fail("integer division by zero");
@@ -497,7 +482,6 @@ void start(Async kind, std::function<void()> work) {
 }
 
 void commit(Async kind) { worker->deferred(kind).commit(); }
-
 void wait(Async kind, unsigned groups) { worker->deferred(kind).wait(groups); }
 
 void transfer(std::function<void()> work) {
@@ -509,22 +493,19 @@ void transfer(std::function<void()> work) {
 }
 
 void yield() { worker->yield(); }
-
 void sleep_on(const void* what) { worker->sleep_on(what); }
-
 void wake(const void* what) { worker->wake(what); }
-
 void cluster_arrive() { worker->cluster_arrive(); }
-
 void cluster_wait() { worker->cluster_wait(); }
-
 void fail(const char* message) { worker->fail(message); }
 
 std::string run(const Launch& launch, Order order) {
   const uint64_t threads = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z *
                            launch.block.count();
-  const size_t wanted = std::clamp<uint64_t>(threads >> 13, 1,
-                                             std::max(1u, std::thread::hardware_concurrency()));
+  // A thread of the CPU for every so many of the grid; their stacks take address space.
+  constexpr uint64_t kThreadsEach = 1 << 13, kMaxWorkers = 4;
+  const uint64_t cores = std::clamp<uint64_t>(std::thread::hardware_concurrency(), 1, kMaxWorkers);
+  const size_t wanted = std::clamp<uint64_t>(threads / kThreadsEach, 1, cores);
   while (workers().size() < wanted) workers().push_back(std::make_unique<Worker>());
 
   FaultHandlers handlers;

@@ -34,7 +34,9 @@ void mma(void* const* operands, uint32_t mask) {
         const auto [row, column] = place(lane, i, k);
         a[row][column] = Load(half_of(own->a[i], k));
       }
-      for (unsigned i = 0; i < 2; ++i) b[lane / 4][lane % 4 * 2 + i * 8 + k] = Load(half_of(own->b[i], k));
+      for (unsigned i = 0; i < 2; ++i) {
+        b[lane / 4][lane % 4 * 2 + i * 8 + k] = Load(half_of(own->b[i], k));
+      }
     }
   }
   for (unsigned lane = 0; lane < kWarpSize; ++lane) {
@@ -101,7 +103,9 @@ struct Product {
     if (common.a_registers == nullptr) {
       const Descriptor matrix(common.a, common.transposed_a);
       for (unsigned row = 0; row < kM; ++row) {
-        for (unsigned k = 0; k < kK; ++k) rows[row][k] = Load(matrix.at(shared, first_row + row, k));
+        for (unsigned k = 0; k < kK; ++k) {
+          rows[row][k] = Load(matrix.at(shared, first_row + row, k));
+        }
       }
     } else {
       for (unsigned lane = 0; lane < kWarpSize; ++lane) {

@@ -1,5 +1,5 @@
-// Matrix products of a warp and of a warpgroup. Fragments as in the PTX ISA, "Warp Level Matrix Instructions"
-// and "Asynchronous Warpgroup Level Matrix Instructions".
+// Matrix products of a warp and of a warpgroup. Fragments and descriptors as in the PTX ISA, "Warp
+// Level Matrix Instructions" and "Asynchronous Warpgroup Level Matrix Instructions".
 #pragma once
 
 #include <cstddef>
