@@ -19,6 +19,7 @@ from .timestep_norm import GroupMoments
 from .vectors import Vectors, vector_width
 
 _MAX_THREADS = 1024
+_OWN_MODES = 4
 _CTAS = 512  # that a large batch is divided among: four for each multiprocessor
 
 
@@ -162,13 +163,17 @@ def timenorm_cema_step(
     """
     size = dim // groups
     step = _Step(dim, groups, betas, eps)
-    lanes = math.gcd(modes, WARP)  # of one channel
-    own = modes // lanes  # modes of a thread
+    # Lanes of a channel: a power of two that leaves each of them ``_OWN_MODES`` modes or more.
+    lanes = max(
+        n for n in (1, 2, 4, 8, 16, 32) if modes % n == 0 and n <= max(1, modes // _OWN_MODES)
+    )
+    own = modes // lanes
     threads = min(_MAX_THREADS, -(-size * lanes // WARP) * WARP)
     channels = threads // lanes  # at a time
     turns = -(-size // channels)
     rows = max(n for n in range(1, max(1, batch * groups // _CTAS) + 1) if batch % n == 0)
     reduce = warp_reduce(total, lanes)
+    reals, complexes = Vectors(own, "float32"), Vectors(2 * own, "float32")
 
     @T.prim_func(private=True)
     def timenorm_cema_step(
@@ -206,15 +211,19 @@ def timenorm_cema_step(
         Normal = T.match_buffer(o, (batch, dim), dtype)
         Y = T.match_buffer(y, (batch, dim), "float32")
         T.device_entry()
+        Ps = T.decl_buffer((dim * modes,), "float32", data=P.data)
+        Qs = T.decl_buffer((2 * dim * modes,), "float32", data=Q.data)
+        Gammas = T.decl_buffer((2 * dim * modes,), "float32", data=Gamma.data)
+        States = T.decl_buffer((layers * num_slots, 2 * dim * modes), "float32", data=H.data)
         group, part = T.cta_id([groups, batch // rows])
         tx = T.thread_id([threads])
         Centre = T.alloc_shared((rows,), "float32")
         Scale = T.alloc_shared((rows,), "float32")
         result = T.alloc_local((1,), "float32")
         ps = T.alloc_local((own,), "float32")
-        qs = T.alloc_local((own, 2), "float32")
-        gammas = T.alloc_local((own, 2), "float32")
-        hs = T.alloc_local((rows, own, 2), "float32")
+        qs = T.alloc_local((2 * own,), "float32")
+        gammas = T.alloc_local((2 * own,), "float32")
+        hs = T.alloc_local((rows * 2 * own,), "float32")
         xs = T.alloc_local((rows,), "float32")
         affine = T.alloc_local((2,), "float32")
         emitted = T.alloc_local((1,), "float32")
@@ -222,29 +231,21 @@ def timenorm_cema_step(
         @T.inline
         def fetch(channel):
             """All that the channel needs, asked for before anything is waited for."""
+            first = T.meta_var(channel * modes + tx % lanes * own)
             for r in T.unroll(rows):
                 xs[r] = X[part * rows + r, channel]
-                for k in T.unroll(own):
-                    if Slots[part * rows + r] >= 0:
-                        for j in T.vectorized(2):
-                            hs[r, k, j] = H[
-                                layer,
-                                Slots[part * rows + r],
-                                channel,
-                                k * lanes + tx % lanes,
-                                j,
-                            ]
-                    else:
-                        hs[r, k, 0] = f32(0.0)
-                        hs[r, k, 1] = f32(0.0)
             affine[0] = W[channel]
             affine[1] = B[channel]
-            for k in T.unroll(own):
-                ps[k] = P[channel, k * lanes + tx % lanes]
-                for j in T.vectorized(2):
-                    qs[k, j] = Q[channel, k * lanes + tx % lanes, j]
-                for j in T.vectorized(2):
-                    gammas[k, j] = Gamma[channel, k * lanes + tx % lanes, j]
+            reals.load(ps, 0, Ps, first)
+            complexes.load(qs, 0, Qs, 2 * first)
+            complexes.load(gammas, 0, Gammas, 2 * first)
+            for r in T.unroll(rows):
+                slot = T.meta_var(Slots[part * rows + r])
+                if slot >= 0:
+                    complexes.load_row(hs, r * 2 * own, States, layer * num_slots + slot, 2 * first)
+                else:
+                    for j in T.unroll(2 * own):
+                        hs[r * 2 * own + j] = f32(0.0)
 
         @T.inline
         def advance(channel, exists):
@@ -255,22 +256,24 @@ def timenorm_cema_step(
                 value: T.float32 = T.Cast("float32", rounded)
                 emitted[0] = f32(0.0)
                 for k in T.unroll(own):
-                    turned: T.float32 = qs[k, 0] * hs[r, k, 0] + (
-                        ps[k] * value - qs[k, 1] * hs[r, k, 1]
+                    re, im = T.meta_var(2 * k), T.meta_var(2 * k + 1)
+                    at = T.meta_var(r * 2 * own)
+                    turned: T.float32 = qs[re] * hs[at + re] + (
+                        ps[k] * value - qs[im] * hs[at + im]
                     )
-                    hs[r, k, 1] = qs[k, 0] * hs[r, k, 1] + qs[k, 1] * hs[r, k, 0]
-                    hs[r, k, 0] = turned
-                    emitted[0] = (
-                        emitted[0] + gammas[k, 0] * hs[r, k, 0] - gammas[k, 1] * hs[r, k, 1]
-                    )
+                    hs[at + im] = qs[re] * hs[at + im] + qs[im] * hs[at + re]
+                    hs[at + re] = turned
+                    emitted[0] = emitted[0] + gammas[re] * hs[at + re] - gammas[im] * hs[at + im]
                 reduce(emitted)
                 if exists:
                     if Slots[row] >= 0:
-                        for k in T.unroll(own):
-                            for j in T.vectorized(2):
-                                H[layer, Slots[row], channel, k * lanes + tx % lanes, j] = hs[
-                                    r, k, j
-                                ]
+                        complexes.store_row(
+                            States,
+                            layer * num_slots + Slots[row],
+                            2 * (channel * modes + tx % lanes * own),
+                            hs,
+                            r * 2 * own,
+                        )
                     if tx % lanes == 0:
                         Normal[row, channel] = rounded
                         Y[row, channel] = value + emitted[0]

@@ -10,7 +10,7 @@ from ..vector_math import f32, total
 from .reduce import WARP, cta_reduce
 from .vectors import Vectors, vector_width
 
-_MAX_THREADS = 256
+_MAX_THREADS = 512
 
 
 class _Group:

@@ -301,10 +301,11 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
     mean, var [layers+1, slots, G] become those after the last step.
     """
     size, part = dim // groups, _groups_of_cta(dim, groups)
-    width = vector_width(dtype, size)
+    width = vector_width("float32", size)
     pieces = part * size // width  # of a row of the CTA's groups
     turns = -(-BLOCK * pieces // _THREADS)
-    batch = min(turns, max(1, _IN_FLIGHT * vector_width("float32") // width))
+    batch = min(turns, _IN_FLIGHT)
+    of_warp = -(-part // _WARPS)  # groups
     floats, elements = Vectors(width, "float32"), Vectors(width, dtype)
     reduce = warp_reduce(total)
 
@@ -320,9 +321,24 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
             Forgotten[index, BLOCK] = T.Cast("float32", forgotten(math.log(beta), k * BLOCK))
 
     @T.inline
+    def gather(index, beta, Moments, Added, Start, Carried, Step, first_group, m, k, tx):
+        """The averages before the sequence, what lane by lane has been added since, the moments."""
+        lane = T.meta_var(tx % WARP)
+        for i in T.unroll(of_warp):
+            group = T.meta_var(first_group + T.min(i * _WARPS + tx // WARP, part - 1))
+            Start[index, i] = Added[index, group, 0]
+            Step[index, i] = Moments[index, group, T.min(k * BLOCK + lane, m - 1)]
+            Carried[index, i] = f32(0.0)
+            for j in T.serial(k // WARP + 1):
+                block = T.meta_var(j * WARP + lane)
+                if block > 0 and block <= k:
+                    decay = T.meta_var(_decay(beta, (k - block) * BLOCK))
+                    Carried[index, i] = Carried[index, i] + decay * Added[index, group, block]
+
+    @T.inline
     def averages(
-        index, beta, finish, Forgotten, Correction, Moments, Added, State, Result, slot, layer,
-        first_group, m, k, tx,
+        index, beta, finish, Forgotten, Correction, Start, Carried, Step, State, Result, slot,
+        layer, first_group, m, k, tx,
     ):  # fmt: skip
         """Result[g, t] from the average after each step t of block k, with decay beta.
 
@@ -331,27 +347,20 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
         carried = T.alloc_local((1,), "float32")
         scanned = T.alloc_local((1,), "float32")
         lane = T.meta_var(tx % WARP)
-        step = T.meta_var(k * BLOCK + lane)
-        for i in T.serial(T.ceildiv(part, _WARPS)):
+        for i in T.unroll(of_warp):
             g = T.meta_var(i * _WARPS + tx // WARP)
+            carried[0] = Carried[index, i]
+            reduce(carried)
+            carried[0] = Start[index, i] + (carried[0] - Forgotten[index, BLOCK] * Start[index, i])
+            scanned[0] = f32(1.0 - beta) * Step[index, i]
+            for n in T.unroll(WARP.bit_length() - 1):
+                before: T.float32 = shuffle_up(scanned[0], 1 << n)
+                if lane >= 1 << n:
+                    scanned[0] = scanned[0] + _decay(beta, 1 << n) * before
+            average: T.float32 = carried[0] + (scanned[0] - Forgotten[index, lane] * carried[0])
             if g < part:
-                start: T.float32 = Added[index, first_group + g, 0]
-                carried[0] = f32(0.0)
-                for j in T.serial(k // WARP + 1):
-                    block = T.meta_var(j * WARP + lane)
-                    if block > 0 and block <= k:
-                        decay = T.meta_var(_decay(beta, (k - block) * BLOCK))
-                        carried[0] = carried[0] + decay * Added[index, first_group + g, block]
-                reduce(carried)
-                carried[0] = start + (carried[0] - Forgotten[index, BLOCK] * start)
-                scanned[0] = f32(1.0 - beta) * Moments[index, first_group + g, T.min(step, m - 1)]
-                for n in T.unroll(WARP.bit_length() - 1):
-                    before: T.float32 = shuffle_up(scanned[0], 1 << n)
-                    if lane >= 1 << n:
-                        scanned[0] = scanned[0] + _decay(beta, 1 << n) * before
-                average: T.float32 = carried[0] + (scanned[0] - Forgotten[index, lane] * carried[0])
                 Result[g, lane] = finish(average * Correction[index, lane])
-                if step == m - 1:
+                if k * BLOCK + lane == m - 1:
                     State[layer, slot, first_group + g] = average
 
     @T.prim_func(private=True)
@@ -392,30 +401,25 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
         Correction = T.alloc_shared((2, BLOCK), "float32")
         Centre = T.alloc_shared((part, BLOCK), "float32")
         Scale = T.alloc_shared((part, BLOCK), "float32")
+        start = T.alloc_local((2, of_warp), "float32")
+        carried = T.alloc_local((2, of_warp), "float32")
+        step = T.alloc_local((2, of_warp), "float32")
         values = T.alloc_local((batch * width,), "float32")
         weights = T.alloc_local((width,), "float32")
         shifts = T.alloc_local((width,), "float32")
         normal = T.alloc_local((width,), dtype)
-        slot: T.int32 = Slots[0]
-        count: T.int32 = PriorCount[0] + Position[slot] + k * BLOCK
-        tables(0, betas[0], Forgotten, Correction, count, k, 0, tx)
-        tables(1, betas[1], Forgotten, Correction, count, k, 3, tx)
-        T.tvm_storage_sync("shared")
-        averages(
-            0, betas[0], lambda mean: mean, Forgotten, Correction, Moments, Added, Mean, Centre,
-            slot, layer, cta * part, m, k, tx,
-        )  # fmt: skip
-        averages(
-            1, betas[1], lambda var: T.rsqrt(var + f32(eps)), Forgotten, Correction, Moments,
-            Added, Var, Scale, slot, layer, cta * part, m, k, tx,
-        )  # fmt: skip
-        T.tvm_storage_sync("shared")
-        for turn in T.serial(T.ceildiv(turns, batch)):
+
+        @T.inline
+        def fetch(turn):
             for n in T.unroll(batch):
+                # Past the end, the last step again.
                 item = T.meta_var((turn * batch + n) * _THREADS + tx)
                 row = T.meta_var(T.min(k * BLOCK + item // pieces, m - 1))
                 column = T.meta_var(cta * part * size + item % pieces * width)
                 floats.load_row(values, n * width, X, row, column)
+
+        @T.inline
+        def normalise(turn):
             for n in T.unroll(batch):
                 item = T.meta_var((turn * batch + n) * _THREADS + tx)
                 row = T.meta_var(k * BLOCK + item // pieces)
@@ -431,5 +435,28 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
                             (values[n * width + j] - centre) * scale * weights[j] + shifts[j],
                         )
                     elements.store_row(Y, row, column, normal, 0)
+
+        # Everything from memory is asked for before the first wait.
+        fetch(0)
+        gather(0, betas[0], Moments, Added, start, carried, step, cta * part, m, k, tx)
+        gather(1, betas[1], Moments, Added, start, carried, step, cta * part, m, k, tx)
+        slot: T.int32 = Slots[0]
+        count: T.int32 = PriorCount[0] + Position[slot] + k * BLOCK
+        tables(0, betas[0], Forgotten, Correction, count, k, 0, tx)
+        tables(1, betas[1], Forgotten, Correction, count, k, 3, tx)
+        T.tvm_storage_sync("shared")
+        averages(
+            0, betas[0], lambda mean: mean, Forgotten, Correction, start, carried, step, Mean,
+            Centre, slot, layer, cta * part, m, k, tx,
+        )  # fmt: skip
+        averages(
+            1, betas[1], lambda var: T.rsqrt(var + f32(eps)), Forgotten, Correction, start,
+            carried, step, Var, Scale, slot, layer, cta * part, m, k, tx,
+        )  # fmt: skip
+        T.tvm_storage_sync("shared")
+        normalise(0)
+        for turn in T.serial(T.ceildiv(turns, batch) - 1):
+            fetch(turn + 1)
+            normalise(turn + 1)
 
     return timenorm_apply
