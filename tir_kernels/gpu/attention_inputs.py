@@ -44,6 +44,8 @@ def attention_inputs(
     v_vectors, v_bias_vectors = Vectors(v_width, dtype), Vectors(v_width, "float32")
     together = _THREADS // lanes  # heads of one CTA
     tile = _THREADS * _VECTORS  # vectors of values of one CTA
+    # CTAs for values to each one for heads.
+    share = -(-value_dim // v_width * together // (heads * tile))
 
     @T.inline
     def load_z(Projected, Bias, row, head, lane, Z):
@@ -189,13 +191,15 @@ def attention_inputs(
         MemoryKeys = T.match_buffer(memory_keys, (layers, num_slots, 2 * chunk, z_dim), dtype)
         Queries = T.match_buffer(queries, (3, m, z_dim), dtype)
         T.device_entry()
-        z_tiles = T.meta_var(T.ceildiv(m * heads, together))
-        part = T.cta_id([z_tiles + T.ceildiv(m * (value_dim // v_width), tile)])
+        # CTAs of both kinds side by side: the one's computation hides behind the other's memory.
+        number = T.cta_id([T.ceildiv(m * heads, together) * (1 + share)])
         tx = T.thread_id([_THREADS])
         Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
         slot = Slots[0]
         first = T.truncmod(Position[slot], 2 * chunk)
-        if part < z_tiles:
+        part = T.truncdiv(number, 1 + share)
+        kind = T.truncmod(number, 1 + share)
+        if kind == 0:
             heads_of_rows(
                 Projected,
                 Bias,
@@ -213,6 +217,8 @@ def attention_inputs(
                 tx,
             )
         else:
-            values(V, BiasV, Values, m, layer, slot, first, (part - z_tiles) * tile + tx, tx)
+            values(
+                V, BiasV, Values, m, layer, slot, first, (part * share + kind - 1) * tile + tx, tx
+            )
 
     return attention_inputs

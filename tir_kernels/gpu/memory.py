@@ -24,7 +24,7 @@ from .vectors import vector_width
 
 _THREADS = 256
 _LEVELS_THREADS = 512
-_LANES = 8  # lanes of a warp that share a vector of features
+_LANES = 16  # lanes of a warp that share a vector of features
 _AHEAD = 8  # accesses of a thread on their way
 _POSITIONS = 16  # of one thread: a sector of transposed weights
 

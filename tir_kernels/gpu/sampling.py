@@ -12,16 +12,36 @@ import functools
 from tvm.script import tirx as T
 
 from ..vector_math import f32, largest, total
-from .reduce import WARP, cta_reduce
+from .reduce import WARP, warp_reduce
 from .vectors import vector_width
 
 _MAX_THREADS = 1024
 # Weights are 0 to 1: as integers, their bits come in the same order and end here.
 _ONE_BITS = 0x3F800000
+_MIN_TEMPERATURE = 1e-30
 
 
 def _smallest(values):
     return -largest([-value for value in values])
+
+
+def _reduce(fold, threads: int, nothing):
+    """As ``cta_reduce``, for many warps: each folds the warps' results once more by itself."""
+    warps = threads // WARP
+    within_warp = warp_reduce(fold)
+
+    @T.inline
+    def reduce(V, Shared, tx):
+        within_warp(V)
+        if tx % WARP == 0:
+            Shared[tx // WARP] = V[0]
+        T.tvm_storage_sync("shared")
+        V[0] = nothing
+        if tx % WARP < warps:
+            V[0] = Shared[tx % WARP]
+        within_warp(V)
+
+    return reduce
 
 
 def _scan(threads: int):
@@ -62,8 +82,9 @@ def sample(batch: int, vocab: int):
     # Entries of one thread.
     count = -(-vocab // (threads * width)) * width
     warps = threads // WARP
-    highest, smallest = cta_reduce(largest, threads), cta_reduce(_smallest, threads)
-    add, scan = cta_reduce(total, threads), _scan(threads)
+    highest = _reduce(largest, threads, T.min_value("float32"))
+    first, last_of = _reduce(_smallest, threads, vocab), _reduce(largest, threads, 0)
+    add, scan = _reduce(total, threads, f32(0.0)), _scan(threads)
 
     @T.inline
     def load(Logits, W, b, tx):
@@ -84,7 +105,7 @@ def sample(batch: int, vocab: int):
         for i in T.unroll(count):
             if W[i] == best[0]:
                 chosen[0] = T.min(chosen[0], tx * count + i)
-        smallest(chosen, Chosen[0], tx)
+        first(chosen, Chosen[0], tx)
 
     @T.inline
     def halve(W, target, lowest, value, Shared, tx):
@@ -143,8 +164,8 @@ def sample(batch: int, vocab: int):
                 last[0] = tx * count + i
                 if value[0] > point:
                     chosen[0] = T.min(chosen[0], last[0])
-        smallest(chosen, Chosen[0], tx)
-        highest(last, Chosen[1], tx)
+        first(chosen, Chosen[0], tx)
+        last_of(last, Chosen[1], tx)
         chosen[0] = T.min(chosen[0], last[0])
 
     @T.prim_func(private=True)
@@ -156,8 +177,8 @@ def sample(batch: int, vocab: int):
         T.device_entry()
         b = T.cta_id([batch])
         tx = T.thread_id([threads])
-        Reduced = [T.alloc_shared((1, warps), "float32") for _ in range(2)]
-        Chosen = [T.alloc_shared((1, warps), "int32") for _ in range(2)]
+        Reduced = [T.alloc_shared((warps,), "float32") for _ in range(2)]
+        Chosen = [T.alloc_shared((warps,), "int32") for _ in range(2)]
         Scanned = T.alloc_shared((warps,), "float32")
         W = T.alloc_local((count,), "float32")
         value = T.alloc_local((1,), "float32")
@@ -166,8 +187,10 @@ def sample(batch: int, vocab: int):
         likeliest(W, value, chosen, Reduced, Chosen, tx)
         temperature: T.float32 = Sampling[b, 0]
         if temperature > f32(0.0):
+            # A vanishing temperature must not have an infinite inverse: zero times that is NaN.
+            inverse: T.float32 = f32(1.0) / T.max(temperature, f32(_MIN_TEMPERATURE))
             for i in T.unroll(count):
-                W[i] = T.exp((W[i] - value[0]) / temperature)
+                W[i] = T.exp((W[i] - value[0]) * inverse)
             if Sampling[b, 1] < f32(1.0):
                 keep_nucleus(W, Sampling[b, 1], value, Reduced, Scanned, tx)
             draw(W, Sampling[b, 2], value, chosen, Reduced, Chosen, Scanned, tx)

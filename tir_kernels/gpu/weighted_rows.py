@@ -8,14 +8,17 @@ from ..vector_math import f32
 from .vectors import vector_width
 
 _AHEAD = 8  # accesses of a thread on their way
+_ACCESSES_OF_LINE = 8  # accesses to a line of the cache
+# Rows that are asked for before the weights are known: memory is busy while these are computed.
+PREFETCHED = 32
 
 
 class WeightedRows:
     """sums = weights[r] * rows[r], added up over r; rows of ``columns`` elements of ``dtype``.
 
     Threads side by side take the vectors of a row; where a row has fewer vectors than the CTA has
-    threads, ``groups`` of threads take rows in turn. ``element(operands, row, column)`` is an
-    element of a row and may be asked for rows behind the last.
+    threads, ``groups`` of threads take rows in turn. ``element(operands, row, column)`` is a buffer
+    and the indices of an element in it; it may be asked for rows behind the last.
     """
 
     def __init__(self, columns: int, dtype: str, threads: int, element):
@@ -30,14 +33,30 @@ class WeightedRows:
         self.sums = rounds * width
         self.ring = ahead * rounds * width
         self.step = step = ahead * groups
+        line = _ACCESSES_OF_LINE * vector_width(dtype)
+        lines = -(-columns // line)
+
+        def read(operands, row, column):
+            buffer, indices = element(operands, row, column)
+            return buffer[tuple(indices)]
+
+        def prefetch_line(operands, row, column):
+            buffer, indices = element(operands, row, column)
+            return T.ptx.prefetch.global_.L2(buffer.ptr_to(indices))
 
         @T.inline
         def load(operands, Ring, u, row, tx):
             for i in T.unroll(rounds):
                 for j in T.vectorized(width):
-                    Ring[(u * rounds + i) * width + j] = element(
-                        operands, row, self.column(tx, i) + j
-                    )
+                    Ring[(u * rounds + i) * width + j] = read(operands, row, self.column(tx, i) + j)
+
+        @T.inline
+        def prefetch(operands, count, tx):
+            """Has the rows behind those of ``start`` brought near, up to PREFETCHED."""
+            for i in T.unroll(max(0, -(-(PREFETCHED - step) * lines // threads))):
+                row = T.meta_var(step + (i * threads + tx) // lines)
+                if row < T.min(count, PREFETCHED):
+                    prefetch_line(operands, row, (i * threads + tx) % lines * line)
 
         @T.inline
         def start(operands, Ring, tx):
@@ -82,7 +101,7 @@ class WeightedRows:
                     sums[0] = sums[0] + Shared[group * columns + tx + i * threads]
                 Out[row, tx + i * threads] = sums[0]
 
-        self.start, self.add = start, add
+        self.start, self.prefetch, self.add = start, prefetch, add
         # (Sums, Shared, Out, row, tx): Out[row] = the sums; Shared [shared] is scratch.
         self.store = store_own if groups == 1 else store_joined
         self.shared = 1 if groups == 1 else groups * columns

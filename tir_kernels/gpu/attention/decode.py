@@ -114,7 +114,7 @@ def attention_step(
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     angles = 2 * ((z_head + 1) // 2)
-    shares = _Shares(z_head, v_head, chunk, 4 if dtype == "float32" else 2, splits)
+    shares = _Shares(z_head, v_head, chunk, 16 // vector_width(dtype), splits)
     layout = head_lanes(z_head, dtype)
     lanes, held, slices, width = layout.lanes, layout.held, layout.slices, layout.width
     transform = HeadTransform(layout, heads, rope_heads, eps)
@@ -128,11 +128,11 @@ def attention_step(
     def value(operands, row, column):
         Values, layer, slot, head, start, first, count = operands
         key = first + T.max(T.min(row, count - 1), 0)
-        return Values[layer, slot, shares.ring_row(start, key), head * v_head + column]
+        return Values, [layer, slot, shares.ring_row(start, key), head * v_head + column]
 
     def kept(operands, row, column):
         Memory, layer, slot, head, first, count = operands
-        return Memory[layer, slot, head, first + T.max(T.min(row, count - 1), 0), column]
+        return Memory, [layer, slot, head, first + T.max(T.min(row, count - 1), 0), column]
 
     values = WeightedRows(v_head, dtype, _THREADS, value)
     memory_rows = WeightedRows(v_head, "float32", _THREADS, kept)
@@ -322,6 +322,7 @@ def attention_step(
             )  # fmt: skip
         value_operands = T.meta_var((Values, layer, slot, head, start, first, stored))
         values.start(value_operands, VRing, tx)
+        values.prefetch(value_operands, stored, tx)
         load_z(Projected, Z, b, head, tx)
         transform.normalise(Z)
         transform.affine(Z, Gamma, Beta, 0, head, tx, X)
