@@ -114,6 +114,7 @@ _RULES: list[tuple[str, str, str]] = [
     (f"atom<any>.exch.({_ELEMENT})", "atomic_exchange<{0}>", "=t a t"),
     (f"atom<any>.cas.({_ELEMENT})", "atomic_cas<{0}>", "=t a t t"),
     ("prefetch<any>", "", "a"),
+    ("cp.async.bulk.prefetch.L2.global", "", "a w"),
     ("cvta.to.shared.u64", "cvta_to_shared", "=d a"),
     # arithmetic
     (f"mov.({_ELEMENT})", "mov<{0}>", "=t t"),

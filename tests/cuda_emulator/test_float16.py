@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from cuda_emulator.block_program import BlockProgram
+from cuda_emulator.block_program import run_block
 
 TYPES = {"half": np.float16, "nv_bfloat16": ml_dtypes.bfloat16}
 EVERY_TYPE = pytest.mark.parametrize("name", TYPES)
@@ -19,7 +19,7 @@ def test_every_number_as_float32(name: str) -> None:
     const {name}* numbers = (const {name}*)x;
     for (int i = threadIdx.x; i < 65536; i += 1024) ((float*)y)[i] = numbers[i];
     """
-    found = BlockProgram(body, 1024, 1 << 15, 1 << 16)(every).view(np.float32)
+    found = run_block(body, every, 1 << 16, 1024).view(np.float32)
     wanted = every.view(TYPES[name]).astype(np.float32)
     assert np.array_equal(found, wanted, equal_nan=True)
     numbers = ~np.isnan(wanted)
@@ -42,7 +42,7 @@ def test_rounding_of_float32(name: str) -> None:
     {name}* numbers = ({name}*)y;
     for (int i = threadIdx.x; i < {len(x)}; i += 1024) numbers[i] = ((const float*)x)[i];
     """
-    found = BlockProgram(body, 1024, len(x), len(x) // 2)(x).view(number)
+    found = run_block(body, x, len(x) // 2, 1024).view(number)
     with np.errstate(over="ignore", invalid="ignore"):
         wanted = x.astype(number)
     assert np.array_equal(found.astype(np.float32), wanted.astype(np.float32), equal_nan=True)
@@ -62,7 +62,7 @@ def test_arithmetic_rounds_once(name: str) -> None:
     results[3072] = a / b;
     results[4096] = __hfma(a, b, b);
     """
-    found = BlockProgram(body, 1024, 1024, 2560)(np.concatenate([a, b])).view(number)
+    found = run_block(body, np.concatenate([a, b]), 2560, 1024).view(number)
     c, d = a.astype(np.float64), b.astype(np.float64)
     wanted = np.stack([c + d, c - d, c * d, c / d, c * d + d]).astype(number)
     assert np.array_equal(found.reshape(5, 1024), wanted)

@@ -7,7 +7,7 @@ import pytest
 from tvm.script import tirx as T
 
 from cuda_emulator import ORDERS
-from cuda_emulator.block_program import BlockProgram
+from cuda_emulator.block_program import run_block
 from cuda_emulator.device_kernel import DeviceKernel
 
 # Bytes of a swizzled span, and what descriptors and tensor maps call it.
@@ -112,7 +112,7 @@ def test_wgmma(
     memory = np.zeros(32768, np.uint8)
     memory[: len(bytes_a)] = bytes_a
     memory[16384 : 16384 + len(bytes_b)] = bytes_b
-    found = BlockProgram(body, 128, 8192, 128 * registers)(memory, order).view(np.float32)
+    found = run_block(body, memory, 128 * registers, 128, order).view(np.float32)
     thread, i = np.arange(128)[:, None], np.arange(registers)
     row = thread // 32 * 16 + thread % 32 // 4 + i // 2 % 2 * 8
     column = i // 4 * 8 + thread % 4 * 2 + i % 2

@@ -7,7 +7,7 @@ import pytest
 import tvm
 
 import cuda_emulator
-from cuda_emulator.block_program import BlockProgram
+from cuda_emulator.block_program import run_block
 
 X = np.arange(64, dtype=np.uint32)
 
@@ -28,8 +28,8 @@ def test_fresh_memory_is_nan() -> None:
     cuda_emulator.install()
     for dtype in ("float32", "float16"):
         assert np.isnan(tvm.runtime.empty((1000,), dtype, tvm.cuda(0)).numpy()).all()
-    program = BlockProgram("y[threadIdx.x] = ((uint32_t*)shared)[threadIdx.x];", 64, 64, 64)
-    assert np.isnan(program(X).view(np.float32)).all()
+    found = run_block("y[threadIdx.x] = ((uint32_t*)shared)[threadIdx.x];", X, 64, 64)
+    assert np.isnan(found.view(np.float32)).all()
 
 
 @pytest.mark.parametrize(
@@ -43,13 +43,13 @@ def test_fresh_memory_is_nan() -> None:
 )
 def test_illegal_accesses_are_reported(body: str, message: str) -> None:
     with pytest.raises(Exception, match="launch failed") as error:
-        BlockProgram(body, 64, 64, 64)(X)
+        run_block(body, X, 64, 64)
     assert message in str(error.value)
     # The device still works.
-    assert (BlockProgram("y[threadIdx.x] = 1;", 64, 64, 64)(X) == 1).all()
+    assert (run_block("y[threadIdx.x] = 1;", X, 64, 64) == 1).all()
 
 
 def test_writing_just_past_the_end_is_reported() -> None:
     """Where the next page does not begin yet."""
     with pytest.raises(Exception, match="wrote past the end of the 16 bytes at"):
-        BlockProgram("y[threadIdx.x] = 0;", 5, 64, 4)(X)
+        run_block("y[threadIdx.x] = 0;", X, 4, 5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cuda_emulator import ORDERS
-from cuda_emulator.block_program import BlockProgram
+from cuda_emulator.block_program import run_block
 from cuda_emulator.ptx import AssemblyError, translate_assembly
 
 TYPES = {"f16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -50,7 +50,7 @@ def test_statements_predicates_and_labels() -> None:
         "}\\n" : "+r"(v) : "r"(threadIdx.x), "r"(v * 2 + 100) : "memory");
     y[threadIdx.x] = v;
     """
-    found = BlockProgram(body, 32, 32, 32)(LANE.astype(np.uint32))
+    found = run_block(body, LANE.astype(np.uint32), 32, 32)
     assert np.array_equal(found, np.where(LANE == 7, 7, 5))
 
 
@@ -65,7 +65,7 @@ def test_float_bits_pass_through_registers() -> None:
     y[32 + threadIdx.x] = packed;
     """
     x = np.arange(32, dtype=np.float32) / 4
-    first, second = BlockProgram(body, 32, 32, 64)(x).reshape(2, 32)
+    first, second = run_block(body, x, 64, 32).reshape(2, 32)
     assert (first.view(np.float32) == 0.75).all()
     bf16 = TYPES["bf16"]
     wanted = np.stack([np.full(32, 0.5, np.float32), np.exp2(x + np.float32(0.5))], axis=1)
@@ -98,7 +98,7 @@ def test_mma(name: str, order: str) -> None:
         : "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]), "r"(w[4]), "r"(w[5]),
           "f"(c[0]), "f"(c[1]), "f"(c[2]), "f"(c[3]));
     """
-    found = BlockProgram(body, 32, 320, 128)(x.astype(np.uint32), order).view(np.float32)
+    found = run_block(body, x.astype(np.uint32), 128, 32, order).view(np.float32)
     wanted = a.astype(np.float64) @ b.astype(np.float64).T + c
     np.testing.assert_allclose(found.reshape(32, 4), wanted[sums], rtol=1e-5, atol=1e-5)
 
@@ -125,7 +125,7 @@ def test_ldmatrix_and_stmatrix(count: int, trans: str) -> None:
     __syncthreads();
     ((uint4*)y)[32 + threadIdx.x] = rows[32 + threadIdx.x];
     """
-    loaded, stored = BlockProgram(body, 32, 128, 256)(matrices).reshape(2, -1)[:, : count * 32]
+    loaded, stored = run_block(body, matrices, 256, 32).reshape(2, -1)[:, : count * 32]
     # Lane l has elements 2 (l mod 4) and the next of row l / 4.
     wanted = matrices.transpose(0, 2, 1) if trans else matrices
     assert np.array_equal(loaded, words(wanted).ravel()[: count * 32])
@@ -149,7 +149,7 @@ ASYNCHRONOUS = """
 @pytest.mark.parametrize("order", ORDERS)
 def test_asynchronous_copy(order: str) -> None:
     x = np.arange(1, 129, dtype=np.uint32)
-    found = BlockProgram(ASYNCHRONOUS.replace("WAIT", "0"), 32, 128, 160)(x, order)
+    found = run_block(ASYNCHRONOUS.replace("WAIT", "0"), x, 160, 32, order)
     kept = np.arange(4) < (LANE % 5)[:, None]
     assert np.array_equal(found[:128], np.where(kept, x.reshape(32, 4), 0).ravel())
     assert np.array_equal(found[128:], x[:32])
@@ -158,7 +158,7 @@ def test_asynchronous_copy(order: str) -> None:
 def test_waiting_for_too_few_copies_shows() -> None:
     x = np.arange(1, 129, dtype=np.uint32)
     forward, reverse = (
-        BlockProgram(ASYNCHRONOUS.replace("WAIT", "1"), 32, 128, 160)(x, order)
+        run_block(ASYNCHRONOUS.replace("WAIT", "1"), x, 160, 32, order)
         for order in ("forward", "reverse")
     )
     assert np.array_equal(forward[:128], reverse[:128])
@@ -173,7 +173,7 @@ def test_one_lane_is_elected(order: str) -> None:
         : "=r"(leader), "=r"(elected) : "r"(~0u));
     y[threadIdx.x] = elected * 100 + leader;
     """
-    found = BlockProgram(body, 32, 1, 32)(np.zeros(1, np.uint32), order)
+    found = run_block(body, np.zeros(1, np.uint32), 32, 32, order)
     assert found.tolist() == [100] + [0] * 31
 
 
@@ -205,5 +205,5 @@ def test_mbarrier_passes_a_ring_of_values(order: str) -> None:
     }
     """
     x = np.arange(32, dtype=np.uint32) * 10
-    found = BlockProgram(body, 64, 32, 128)(x, order)
+    found = run_block(body, x, 128, 64, order)
     assert np.array_equal(found.reshape(4, 32), x[::-1] + np.arange(4)[:, None])

@@ -6,16 +6,10 @@ import numpy as np
 import pytest
 
 from cuda_emulator import ORDERS
-from cuda_emulator.block_program import BlockProgram
+from cuda_emulator.block_program import run_block
 
 LANES = np.arange(32, dtype=np.uint32)
 EVERY_ORDER = pytest.mark.parametrize("order", ORDERS)
-
-
-def run(
-    body: str, x: np.ndarray, words_out: int, order: str = "forward", threads: int = 32
-) -> np.ndarray:
-    return BlockProgram(body, threads, x.size, words_out)(x, order)
 
 
 @EVERY_ORDER
@@ -27,7 +21,7 @@ def test_barrier_orders_shared_memory(order: str) -> None:
     __syncthreads();
     y[threadIdx.x] = words[255 - threadIdx.x];
     """
-    assert np.array_equal(run(body, x, 256, order, 256), x[::-1])
+    assert np.array_equal(run_block(body, x, 256, 256, order), x[::-1])
 
 
 def test_missing_barrier_shows() -> None:
@@ -37,7 +31,7 @@ def test_missing_barrier_shows() -> None:
     words[threadIdx.x] = x[threadIdx.x];
     y[threadIdx.x] = words[31 - threadIdx.x];
     """
-    forward, reverse = (run(body, LANES, 32, order) for order in ("forward", "reverse"))
+    forward, reverse = (run_block(body, LANES, 32, order=order) for order in ("forward", "reverse"))
     assert not np.array_equal(forward, reverse)
 
 
@@ -56,7 +50,7 @@ def test_missing_barrier_shows() -> None:
 def test_shuffle(call: str, source: np.ndarray, order: str) -> None:
     x = 100 + LANES
     body = f"uint32_t v = x[threadIdx.x]; y[threadIdx.x] = {call};"
-    assert np.array_equal(run(body, x, 32, order), x[source])
+    assert np.array_equal(run_block(body, x, 32, order=order), x[source])
 
 
 def test_votes_and_reductions() -> None:
@@ -71,7 +65,7 @@ def test_votes_and_reductions() -> None:
     """
     ballot = sum(1 << int(lane) for lane in LANES if x[lane] % 3 == 0)
     wanted = [ballot, 2, x.sum(), x.max(), np.bitwise_xor.reduce(x)]
-    assert (run(body, x, 160).reshape(5, 32) == np.array(wanted)[:, None]).all()
+    assert (run_block(body, x, 160).reshape(5, 32) == np.array(wanted)[:, None]).all()
 
 
 def test_half_a_warp_shuffles_alone() -> None:
@@ -79,7 +73,7 @@ def test_half_a_warp_shuffles_alone() -> None:
     if (threadIdx.x < 16) y[threadIdx.x] = __shfl_xor_sync(0xFFFF, x[threadIdx.x], 1);
     else y[threadIdx.x] = __shfl_xor_sync(0xFFFF0000, x[threadIdx.x], 2);
     """
-    assert np.array_equal(run(body, LANES, 32), np.where(LANES < 16, LANES ^ 1, LANES ^ 2))
+    assert np.array_equal(run_block(body, LANES, 32), np.where(LANES < 16, LANES ^ 1, LANES ^ 2))
 
 
 @EVERY_ORDER
@@ -92,7 +86,7 @@ def test_threads_that_end_are_not_waited_for(order: str) -> None:
     y[threadIdx.x] = words[39 - threadIdx.x];
     """
     x = np.arange(96, dtype=np.uint32)
-    assert np.array_equal(run(body, x, 40, order, 96), x[39::-1])
+    assert np.array_equal(run_block(body, x, 40, 96, order), x[39::-1])
 
 
 @EVERY_ORDER
@@ -107,13 +101,13 @@ def test_one_warp_arrives_another_waits(order: str) -> None:
       y[threadIdx.x - 32] = words[threadIdx.x - 32];
     }
     """
-    assert np.array_equal(run(body, LANES, 32, order, 64), LANES)
+    assert np.array_equal(run_block(body, LANES, 32, 64, order), LANES)
 
 
 @EVERY_ORDER
 def test_counting_barrier(order: str) -> None:
     body = "y[threadIdx.x] = __syncthreads_count(threadIdx.x % 3 == 0);"
-    assert (run(body, LANES, 96, order, 96) == 32).all()
+    assert (run_block(body, LANES, 96, 96, order) == 32).all()
 
 
 @pytest.mark.parametrize(
@@ -138,5 +132,5 @@ def test_counting_barrier(order: str) -> None:
 )
 def test_what_cannot_go_on_is_reported(body: str, message: str) -> None:
     with pytest.raises(Exception, match="launch failed") as error:
-        run(body, LANES, 64, threads=64)
+        run_block(body, LANES, 64, threads=64)
     assert message in str(error.value)
