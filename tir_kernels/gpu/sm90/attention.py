@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from tvm.backend.cuda.lang.pipeline import TMABar
+from tvm.backend.cuda.lang.pipeline import MBarrier, TMABar
 from tvm.script import tirx as T
 
 from ...vector_math import f32, largest, total
@@ -24,8 +24,6 @@ from .pipeline import Ring, accumulate, encode, load, panel_of_stage
 
 # Keys of a tile of scores.
 _KEYS = 128
-# Query rows that go over the same keys: the tiles of a cluster of two CTAs.
-_BLOCK_ROWS = 2 * TILE_ROWS
 _LOG2E = 1.4426950408889634
 _LOWEST = -1e30
 
@@ -47,11 +45,11 @@ def power_of_two(result, x) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Window:
-    """The keys that a block of queries sees, in units of ``width`` ring rows."""
+    """The keys that a tile of queries sees, in units of ``width`` ring rows."""
 
     start: Any  # index of query row 0 in its chunk
     own: Any  # first ring row of the own chunk
-    seen: Any  # keys of the own chunk that the block's last query sees
+    seen: Any  # keys of the own chunk that the tile's last query sees
     previous: Any  # units in the previous chunk
     count: Any  # units in both
     width: int
@@ -70,11 +68,10 @@ class _Window:
 
 
 def _window(position, row0, m, chunk: int, width: int) -> _Window:
-    """What the block around row0 (of m rows) sees; ``position`` is that of row 0."""
+    """What the rows row0 .. row0 + 127 (of m) see; ``position`` is that of row 0."""
     start = T.Bind(T.truncmod(position, chunk))
     own = T.Bind(T.truncmod(position, 2 * chunk) - start)
-    block_end = T.truncdiv(row0, _BLOCK_ROWS) * _BLOCK_ROWS + _BLOCK_ROWS
-    seen = T.Bind(start + T.min(block_end, m))
+    seen = T.Bind(start + T.min(row0 + TILE_ROWS, m))
     previous = T.Bind(T.Select(position >= chunk, chunk // width, 0))
     count = T.Bind(previous + T.truncdiv(seen + width - 1, width))
     return _Window(start, own, seen, previous, count, width, chunk)
@@ -88,19 +85,22 @@ def attention_weights(
     chunk: int,
     layers: int,
     dtype: str,
-    splits: int = 4,
+    splits: int = 2,
     stages: int = 5,
 ):
-    """Softmax probabilities of queries [3, m, S]; zero where masked, for the keys of its block.
+    """2^(score log2(e) - reference) of queries [3, m, S], 0 where masked in a tile of 128 keys.
 
-    A cluster of ``splits`` CTAs has one head's tile of 128 queries; its CTAs take tiles of keys in
-    turn. A first pass over the keys finds each row's maximum and sum, which the CTAs exchange; the
-    second computes the scores again and writes.
+    A row's reference is its score with its own key, which keeps the largest power above 1; if it
+    would pass 2^limit somewhere in the tile, rows are done again with their maximum. Only the ratio
+    of a row's powers has a meaning. A cluster of ``splits`` CTAs has one head's tile of 128
+    queries; its CTAs take tiles of keys in turn, and tell each other the rows' maxima.
     """
     z_dim = heads * z_head
     panels = z_head // tile.PANEL
     panel_bytes = _KEYS * tile.PANEL * 2
     owned = _KEYS // 2  # scores of a thread, in two rows
+    limit = 15.0 if dtype == "float16" else 100.0
+    words = z_head // 2 // 4  # of a row of queries or keys, for each of four lanes
     write = tile.store(_KEYS, dtype, 2 * chunk)
 
     def own_tiles(window, rank):
@@ -115,30 +115,47 @@ def attention_weights(
         return at
 
     @T.inline
-    def load_tiles(q_map, k_map, q_tile, k_ring, ring, loaded, window, place, rank):
-        head, row0, base = place
+    def load_queries(q_map, q_tile, loaded, which, head, row0):
+        loaded.arrive(which, panels * TILE_ROWS * tile.PANEL * 2)
+        for panel in T.unroll(panels):
+            load(
+                q_tile.ptr_to([which, panel, 0, 0]),
+                q_map,
+                (head * z_head + panel * tile.PANEL, row0, which),
+                loaded.ptr_to([which]),
+            )
+
+    @T.inline
+    def load_keys(k_map, k_ring, ring, state, head, key_row):
+        for panel in T.serial(panels):
+            ring.reserve(state, panel_bytes)
+            load(
+                k_ring.ptr_to([state.stage, 0, 0]),
+                k_map,
+                (head * z_head + panel * tile.PANEL, key_row),
+                ring.barrier(state),
+            )
+            state.advance()
+
+    @T.inline
+    def load_tiles(q_map, k_map, q_tile, k_ring, ring, barriers, window, place, rank, again):
+        head, row0, base = T.meta_var(place)
+        loaded, _, decided = T.meta_var(barriers)
         state = ring.loading()
-        loaded.arrive(0, 2 * panels * TILE_ROWS * tile.PANEL * 2)
-        for which in T.unroll(2):
-            for panel in T.unroll(panels):
-                load(
-                    q_tile.ptr_to([which, panel, 0, 0]),
-                    q_map,
-                    (head * z_head + panel * tile.PANEL, row0, which),
-                    loaded.ptr_to([0]),
-                )
-        for _ in T.serial(2):
+        if rank < window.previous:
+            load_queries(q_map, q_tile, loaded, 1, head, row0)
+        else:
+            load_queries(q_map, q_tile, loaded, 0, head, row0)
+        for turn in T.serial(own_tiles(window, rank)):
+            key_row = base + window.ring_row(rank + turn * splits)
+            load_keys(k_map, k_ring, ring, state, head, key_row)
+            if T.And(turn == 0, rank < window.previous):
+                load_queries(q_map, q_tile, loaded, 0, head, row0)
+        decided.wait(0, 0)
+        if again[0] != 0:
             for turn in T.serial(own_tiles(window, rank)):
                 key_row = base + window.ring_row(rank + turn * splits)
-                for panel in T.serial(panels):
-                    ring.reserve(state, panel_bytes)
-                    load(
-                        k_ring.ptr_to([state.stage, 0, 0]),
-                        k_map,
-                        (head * z_head + panel * tile.PANEL, key_row),
-                        ring.barrier(state),
-                    )
-                    state.advance()
+                load_keys(k_map, k_ring, ring, state, head, key_row)
 
     @T.inline
     def mask(scores, first_key, first_query, tx):
@@ -150,57 +167,61 @@ def attention_weights(
                 scores[i] = f32(_LOWEST)
 
     @T.inline
-    def fold(scores, highest, sums):
-        """The two rows' maxima over all columns so far, and this thread's part of their sums."""
-        offset = T.alloc_local((1,), "float32")
-        scale = T.alloc_local((1,), "float32")
+    def own_scores(reference, queries, keys, at, row, last_row, tx):
+        """The two rows' scores with their own keys, times log2(e)."""
+        layer, slot, own, index, feature = T.meta_var(at)
+        q_words = queries.view("uint32")
+        k_words = keys.view("uint32")
+        q = T.alloc_local((4,), "uint32")
+        k = T.alloc_local((4,), "uint32")
         for below in T.unroll(2):
-            row_scores = T.meta_var(
-                [scores[4 * j + 2 * below + i] for j in range(owned // 4) for i in (0, 1)]
-            )
-            offset[0] = T.max(highest[below], largest(row_scores))
-            offset[0] = T.max(offset[0], shuffle_xor(offset[0], 1))
-            offset[0] = T.max(offset[0], shuffle_xor(offset[0], 2))
-            power_of_two(scale[0], (highest[below] - offset[0]) * f32(_LOG2E))
-            highest[below] = offset[0]
-            offset[0] = offset[0] * f32(_LOG2E)
-            for j in T.unroll(owned // 2):
-                index = T.meta_var(j // 2 * 4 + 2 * below + j % 2)
-                power_of_two(scores[index], scores[index] * f32(_LOG2E) - offset[0])
-            sums[below] = sums[below] * scale[0] + total(row_scores)
+            past: T.let = T.min(row + 8 * below, last_row)
+            reference[below] = f32(0.0)
+            for part in T.unroll(words // 4):
+                word = T.meta_var(feature // 2 + (4 * part + tx % 4) * 4)
+                for i in T.vectorized(4):
+                    q[i] = q_words[0, past, word + i]
+                for i in T.vectorized(4):
+                    k[i] = k_words[layer, slot, own + index + past, word + i]
+                for i in T.unroll(8):
+                    reference[below] = reference[below] + tile.half_of_word(
+                        q[i // 2], i % 2, dtype
+                    ) * tile.half_of_word(k[i // 2], i % 2, dtype)
+            reference[below] = reference[below] + shuffle_xor(reference[below], 1)
+            reference[below] = reference[below] + shuffle_xor(reference[below], 2)
+            reference[below] = reference[below] * f32(_LOG2E)
 
     @T.inline
-    def exchange(highest, sums, shared, arrived, rank, first_row, tx):
-        """The rows' maxima and sums over all keys, as log2 of the sum of powers: in ``highest``."""
-        row = first_row + tx // 32 * 16 + tx % 32 // 4
+    def raise_highest(scores, highest):
         for below in T.unroll(2):
-            sums[below] = sums[below] + shuffle_xor(sums[below], 1)
-            sums[below] = sums[below] + shuffle_xor(sums[below], 2)
+            highest[below] = T.max(
+                highest[below],
+                largest([scores[4 * j + 2 * below + i] for j in range(owned // 4) for i in (0, 1)]),
+            )
+
+    @T.inline
+    def exchange(highest, shared, arrived, rank, row, tx):
+        """The rows' maxima over the keys of all CTAs."""
+        for below in T.unroll(2):
+            highest[below] = T.max(highest[below], shuffle_xor(highest[below], 1))
+            highest[below] = T.max(highest[below], shuffle_xor(highest[below], 2))
         if tx % 4 == 0:
             address = T.alloc_local((1,), "uint32")
             for peer in T.unroll(splits):
                 for below in T.unroll(2):
                     T.ptx["mapa.shared::cluster.u32"](
                         address[0],
-                        T.cuda.cvta_generic_to_shared(shared.ptr_to([rank, row + 8 * below, 0])),
+                        T.cuda.cvta_generic_to_shared(shared.ptr_to([rank, row + 8 * below])),
                         T.uint32(peer),
                     )
-                    T.ptx["st.shared::cluster.v2.f32"](address[0], highest[below], sums[below])
+                    T.ptx["st.shared::cluster.f32"](address[0], highest[below])
                 T.ptx["mapa.shared::cluster.u32"](
                     address[0], T.cuda.cvta_generic_to_shared(arrived.ptr_to([0])), T.uint32(peer)
                 )
                 T.ptx["mbarrier.arrive.release.cluster.shared::cluster.b64"](address[0])
         T.cuda.mbarrier_wait_acquire_cluster(arrived.ptr_to([0]), 0)
         for below in T.unroll(2):
-            highest[below] = largest([shared[peer, row + 8 * below, 0] for peer in range(splits)])
-            sums[below] = total(
-                [
-                    shared[peer, row + 8 * below, 1]
-                    * T.exp2((shared[peer, row + 8 * below, 0] - highest[below]) * f32(_LOG2E))
-                    for peer in range(splits)
-                ]
-            )
-            highest[below] = highest[below] * f32(_LOG2E) + T.log2(sums[below])
+            highest[below] = largest([shared[peer, row + 8 * below] for peer in range(splits)])
 
     @T.inline
     def score(run, scores, state, window, number, row0, first_row, tx):
@@ -217,36 +238,74 @@ def attention_weights(
             mask(scores, window.first_key(number), first_query, tx)
 
     @T.inline
-    def softmax_tiles(
-        weights, q_tile, k_ring, ring, loaded, shared, arrived, window, place, rank, first_row, tx
+    def write_tiles(
+        run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
     ):
-        head, row0, m = place
-        state = ring.reading()
-        scores = T.alloc_local((owned,), "float32")
-        highest = T.alloc_local((2,), "float32")
-        sums = T.alloc_local((2,), "float32")
-        run = T.meta_var(
-            accumulate(ring, query_panel(q_tile), panel_of_stage(k_ring), _KEYS, dtype)
-        )
-        for below in T.unroll(2):
-            highest[below] = f32(_LOWEST)
-            sums[below] = f32(0.0)
-        loaded.wait(0, 0)
+        head, row0, m, first_row = T.meta_var(place)
         for turn in T.serial(own_tiles(window, rank)):
-            score(run, scores, state, window, rank + turn * splits, row0, first_row, tx)
-            fold(scores, highest, sums)
-        exchange(highest, sums, shared, arrived, rank, first_row, tx)
-        for turn in T.serial(own_tiles(window, rank)):
-            score(run, scores, state, window, rank + turn * splits, row0, first_row, tx)
+            number: T.let = rank + turn * splits
+            loaded.wait(T.Select(window.is_own(number), 0, 1), 0)
+            score(run, scores, state, window, number, row0, first_row, tx)
+            raise_highest(scores, highest)
             for i in T.unroll(owned):
-                power_of_two(scores[i], scores[i] * f32(_LOG2E) - highest[i // 2 % 2])
+                power_of_two(scores[i], scores[i] * f32(_LOG2E) - reference[i // 2 % 2])
             write(
                 weights,
                 scores,
                 tx,
                 head * m + row0 + first_row,
-                window.ring_row(rank + turn * splits),
+                window.ring_row(number),
                 head * m + m,
+            )
+
+    @T.inline
+    def softmax_tiles(
+        run,
+        weights,
+        queries,
+        keys,
+        ring,
+        barriers,
+        shared,
+        again,
+        window,
+        key_place,
+        place,
+        rank,
+        tx,
+    ):
+        head, row0, m, first_row = T.meta_var(place)
+        layer, slot = T.meta_var(key_place)
+        loaded, arrived, decided = T.meta_var(barriers)
+        state = ring.reading()
+        scores = T.alloc_local((owned,), "float32")
+        highest = T.alloc_local((2,), "float32")
+        reference = T.alloc_local((2,), "float32")
+        row = first_row + tx // 32 * 16 + tx % 32 // 4
+        own_scores(
+            reference,
+            queries,
+            keys,
+            (layer, slot, window.own, window.start, head * z_head),
+            row0 + row,
+            m - 1,
+            tx,
+        )
+        for below in T.unroll(2):
+            highest[below] = f32(_LOWEST)
+        write_tiles(
+            run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
+        )
+        exchange(highest, shared, arrived, rank, row, tx)
+        for below in T.unroll(2):
+            if highest[below] * f32(_LOG2E) - reference[below] > f32(limit):
+                reference[below] = highest[below] * f32(_LOG2E)
+                again[0] = 1
+        decided.arrive(0)
+        decided.wait(0, 0)
+        if again[0] != 0:
+            write_tiles(
+                run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
             )
 
     @T.prim_func(private=True)
@@ -278,14 +337,17 @@ def attention_weights(
         pool = T.SMEMPool()
         q_tile = pool.alloc((2, panels, TILE_ROWS, tile.PANEL), dtype, align=1024)
         k_ring = pool.alloc((stages, _KEYS, tile.PANEL), dtype, align=1024)
-        shared = pool.alloc((splits, TILE_ROWS, 2), "float32", align=16)
+        shared = pool.alloc((splits, TILE_ROWS), "float32", align=16)
+        again = pool.alloc((1,), "int32", align=16)
         ring = Ring(pool, stages, CONSUMERS * 4)
-        loaded = TMABar(pool, 1)
+        loaded = TMABar(pool, 2)
         loaded.init(1)
-        arrived = TMABar(pool, 1)
+        arrived = MBarrier(pool, 1)
         arrived.init(splits * TILE_ROWS // 2)
+        decided = MBarrier(pool, 1)
+        decided.init(CONSUMERS * tile.THREADS)
         pool.commit()
-        rows = Weights.view(heads * m, 2 * chunk)
+        barriers = T.meta_var((loaded, arrived, decided))
         # The last rows see the most keys: they begin first.
         head = T.truncmod(T.truncdiv(cta, splits), heads)
         row0 = (T.ceildiv(m, TILE_ROWS) - 1 - T.truncdiv(cta, splits * heads)) * TILE_ROWS
@@ -293,26 +355,41 @@ def attention_weights(
         at = Position[slot]
         window = T.meta_var(_window(at, row0, m, chunk, _KEYS))
         base = T.cast((layer * num_slots + slot) * (2 * chunk), "int32")
+        if T.cuda.thread_rank() == 0:
+            again[0] = 0
         T.ptx.fence.mbarrier_init.release.cluster()
         T.cuda.cluster_sync()
         if warpgroup == CONSUMERS:
             if tx == 0:
                 load_tiles(
-                    q_map, k_map, q_tile, k_ring, ring, loaded, window, (head, row0, base), rank
+                    q_map,
+                    k_map,
+                    q_tile,
+                    k_ring,
+                    ring,
+                    barriers,
+                    window,
+                    (head, row0, base),
+                    rank,
+                    again,
                 )
         else:
+            run = T.meta_var(
+                accumulate(ring, query_panel(q_tile), panel_of_stage(k_ring), _KEYS, dtype)
+            )
             softmax_tiles(
-                rows,
-                q_tile,
-                k_ring,
+                run,
+                Weights.view(heads * m, 2 * chunk),
+                Queries,
+                Keys,
                 ring,
-                loaded,
+                barriers,
                 shared,
-                arrived,
+                again,
                 window,
-                (head, row0, m),
+                (layer, slot),
+                (head, row0, m, warpgroup * tile.ROWS),
                 rank,
-                warpgroup * tile.ROWS,
                 tx,
             )
 
@@ -329,13 +406,11 @@ def attention(
     layers: int,
     dtype: str,
     stages: int = 4,
-    cluster: int = 2,
 ):
-    """gated [m, E] = silu(r + bias) * (weights @ values) + queries[2] @ memory.
+    """gated [m, E] = silu(r + bias) * (weights @ values) / sums of weights + queries[2] @ memory.
 
     ``projected`` [m, S+E+D] holds r from column S on, without its bias; memory is [H, zh, vh] in
-    the model's dtype. Persistent CTAs take tiles of 128 rows, those with the most keys first;
-    clusters of two have the tiles of a block of rows and load half of the values each.
+    the model's dtype. Persistent CTAs take tiles of 128 rows, those with the most keys first.
     """
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = next(width for width in (256, 128, 64) if v_head % width == 0)
@@ -347,24 +422,18 @@ def attention(
     write = tile.store(columns, dtype, value_dim)
     read_words = tile.load_words(columns)
 
-    rows = TILE_ROWS * cluster
-    clusters = CTAS // cluster
-    share = tile.PANEL // cluster
+    def row_tiles(m):
+        return T.truncdiv(m + TILE_ROWS - 1, TILE_ROWS)
 
-    def tiles(m):
-        """Tiles of a cluster."""
-        return T.truncdiv(m + rows - 1, rows) * heads * across
+    def number(turn, cta):
+        """The CTA's ``turn``-th tile; every other turn goes backwards, so that sums even out."""
+        return T.Select(turn % 2 == 0, turn * CTAS + cta, turn * CTAS + CTAS - 1 - cta)
 
-    def number(turn, group):
-        """A cluster's ``turn``-th tile; every other turn goes backwards, so that sums even out."""
-        backwards = turn * clusters + clusters - 1 - group
-        return T.Select(turn % 2 == 0, turn * clusters + group, backwards)
-
-    def place(number, m, rank):
-        """Head, first row and first column in the head of a CTA's tile."""
-        row = (T.truncdiv(m + rows - 1, rows) - 1 - T.truncdiv(number, heads * across)) * rows
+    def place(number, m):
+        """Head, first row and first column in the head of a tile."""
+        row = (row_tiles(m) - 1 - T.truncdiv(number, heads * across)) * TILE_ROWS
         head = T.truncmod(T.truncdiv(number, across), heads)
-        return head, row + rank * TILE_ROWS, T.truncmod(number, across) * columns
+        return head, row, T.truncmod(number, across) * columns
 
     def value_panels(buffer):
         def at(stage, panel, row):
@@ -392,28 +461,48 @@ def attention(
 
         return clear
 
+    def row_sums(a_ring, totals, first_row, tx):
+        """Adds up the weights of the thread's two rows, a quarter of the columns each lane."""
+        pairs = a_ring.view("uint32")
+        words = T.alloc_local((4,), "uint32")
+
+        @T.inline
+        def add(stage, panel):
+            for below in T.unroll(2):
+                row: T.let = first_row + tx // 32 * 16 + tx % 32 // 4 + 8 * below
+                for part in T.unroll(2):
+                    # Rows next to each other begin in different halves of the memory's banks.
+                    word = T.meta_var((tx % 4 + (part + row) % 2 * 4) * 4)
+                    for i in T.vectorized(4):
+                        words[i] = pairs[stage, row, word + i]
+                    totals[below] = totals[below] + total(
+                        [tile.half_of_word(words[i], k, dtype) for i in range(4) for k in (0, 1)]
+                    )
+            T.cuda.warp_sync()
+
+        return add
+
     @T.inline
-    def load_stage(ring, state, a_ring, b_ring, a_map, a_where, b_map, b_column, b_row, rank):
+    def load_stage(ring, state, a_ring, b_ring, a_map, a_where, b_map, b_column, b_row):
         ring.reserve(state, stage_bytes)
         load(a_ring.ptr_to([state.stage, 0, 0]), a_map, a_where, ring.barrier(state))
         for box in T.unroll(boxes):
             load(
-                b_ring.ptr_to([state.stage, box, rank * share, 0]),
+                b_ring.ptr_to([state.stage, box, 0, 0]),
                 b_map,
-                (b_column + box * tile.PANEL, b_row + rank * share),
+                (b_column + box * tile.PANEL, b_row),
                 ring.barrier(state),
-                cluster,
             )
         state.advance()
 
     @T.inline
-    def load_tiles(maps, a_ring, b_ring, ring, position, base, m, group, rank):
+    def load_tiles(maps, a_ring, b_ring, ring, position, base, m, cta):
         weights_map, values_map, queries_map, memory_map = maps
         state = ring.loading()
         turn = T.local_scalar("int32")
         turn = 0
-        while number(turn, group) < tiles(m):
-            head, row0, column = T.meta_var(place(number(turn, group), m, rank))
+        while number(turn, cta) < row_tiles(m) * heads * across:
+            head, row0, column = T.meta_var(place(number(turn, cta), m))
             window = T.meta_var(_window(position, row0, m, chunk, tile.PANEL))
             for panel in T.serial(window.count):
                 key = window.ring_row(panel)
@@ -427,7 +516,6 @@ def attention(
                     values_map,
                     head * v_head + column,
                     base + key,
-                    rank,
                 )
             for panel in T.serial(panels):
                 load_stage(
@@ -440,13 +528,16 @@ def attention(
                     memory_map,
                     column,
                     head * z_head + panel * tile.PANEL,
-                    rank,
                 )
             turn = turn + 1
 
     @T.inline
-    def apply_gate(sums, projected, bias, row, column, m, tx):
-        """sums *= silu(r + bias); four lanes read 16 bytes of r each and exchange."""
+    def apply_gate(sums, totals, projected, bias, row, column, m, tx):
+        """sums *= silu(r + bias) / totals; four lanes read 16 bytes of r each and exchange."""
+        for below in T.unroll(2):
+            totals[below] = totals[below] + shuffle_xor(totals[below], 1)
+            totals[below] = totals[below] + shuffle_xor(totals[below], 2)
+            totals[below] = f32(1.0) / totals[below]
         first = row + tx // 32 * 16 + tx % 32 // 4
         words = T.alloc_local((4,), "uint32")
         for j in T.unroll(columns // 32):
@@ -456,31 +547,41 @@ def attention(
                 for i in T.unroll(4):
                     for k in T.unroll(2):
                         index = T.meta_var(16 * j + 4 * i + 2 * below + k)
-                        sums[index] = sums[index] * silu(
-                            tile.half_of_word(words[i], k, dtype)
-                            + bias[at + 8 * i + 2 * (tx % 4) + k]
+                        sums[index] = (
+                            sums[index]
+                            * totals[below]
+                            * silu(
+                                tile.half_of_word(words[i], k, dtype)
+                                + bias[at + 8 * i + 2 * (tx % 4) + k]
+                            )
                         )
 
     @T.inline
     def multiply_tiles(
-        gated, projected, bias, a_ring, b_ring, ring, position, m, group, rank, first_row, tx
+        gated, projected, bias, a_ring, b_ring, ring, position, m, cta, first_row, tx
     ):
         state = ring.reading()
         sums = T.alloc_local((columns // 2,), "float32")
+        totals = T.alloc_local((2,), "float32")
         weights_at = T.meta_var(panel_of_stage(a_ring))
         values_at = T.meta_var(value_panels(b_ring))
         read_memory = T.meta_var(accumulate(ring, weights_at, values_at, columns, dtype, True))
         turn = T.local_scalar("int32")
         turn = 0
-        while number(turn, group) < tiles(m):
-            head, row0, column = T.meta_var(place(number(turn, group), m, rank))
+        while number(turn, cta) < row_tiles(m) * heads * across:
+            head, row0, column = T.meta_var(place(number(turn, cta), m))
             window = T.meta_var(_window(position, row0, m, chunk, tile.PANEL))
             clear = T.meta_var(clear_unseen(b_ring, window, first_row, tx))
+            add = T.meta_var(row_sums(a_ring, totals, first_row, tx))
             attend = T.meta_var(
-                accumulate(ring, weights_at, values_at, columns, dtype, True, clear)
+                accumulate(ring, weights_at, values_at, columns, dtype, True, clear, add)
             )
+            for below in T.unroll(2):
+                totals[below] = f32(0.0)
             attend(sums, state, window.count, False, first_row, tx)
-            apply_gate(sums, projected, bias, row0 + first_row, head * v_head + column, m, tx)
+            apply_gate(
+                sums, totals, projected, bias, row0 + first_row, head * v_head + column, m, tx
+            )
             read_memory(sums, state, panels, True, first_row, tx)
             write(gated, sums, tx, row0 + first_row, head * v_head + column, m)
             turn = turn + 1
@@ -513,27 +614,26 @@ def attention(
         weights_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(weights_map, Weights, (2 * chunk, m, heads), TILE_ROWS)
         values_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        encode(values_map, Values, (value_dim, layers * num_slots * 2 * chunk), share)
+        encode(values_map, Values, (value_dim, layers * num_slots * 2 * chunk), tile.PANEL)
         queries_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(queries_map, Queries, (z_dim, m, 3), TILE_ROWS)
         memory_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        encode(memory_map, Memory, (v_head, heads * z_head), share)
+        encode(memory_map, Memory, (v_head, heads * z_head), tile.PANEL)
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
-        rank = T.cta_id_in_cluster([cluster])
         cta = T.cta_id([CTAS])
         warpgroup = T.warpgroup_id([CONSUMERS + 1])
         tx = T.thread_id_in_wg([tile.THREADS])
         pool = T.SMEMPool()
         a_ring = pool.alloc((stages, TILE_ROWS, tile.PANEL), dtype, align=1024)
         b_ring = pool.alloc((stages, boxes, tile.PANEL, tile.PANEL), dtype, align=1024)
-        ring = Ring(pool, stages, CONSUMERS * 4, cluster)
+        ring = Ring(pool, stages, CONSUMERS * 4)
         pool.commit()
         slot = Slots[0]
         at = Position[slot]
         base = T.cast((layer * num_slots + slot) * (2 * chunk), "int32")
         T.ptx.fence.mbarrier_init.release.cluster()
-        T.cuda.cluster_sync()
+        T.cuda.cta_sync()
         if warpgroup == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(LOADER_REGISTERS)
             if tx == 0:
@@ -545,8 +645,7 @@ def attention(
                     at,
                     base,
                     m,
-                    T.truncdiv(cta, cluster),
-                    rank,
+                    cta,
                 )
         else:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(CONSUMER_REGISTERS)
@@ -559,12 +658,9 @@ def attention(
                 ring,
                 at,
                 m,
-                T.truncdiv(cta, cluster),
-                rank,
+                cta,
                 warpgroup * tile.ROWS,
                 tx,
             )
-        # No CTA may leave while the other can still arrive at its barriers.
-        T.cuda.cluster_sync()
 
     return attention

@@ -116,7 +116,7 @@ def panel_of_stage(ring_buffer):
 
 
 @T.inline
-def _as_loaded(stage, panel):
+def _nothing(stage, panel):
     T.evaluate(0)
 
 
@@ -127,20 +127,22 @@ def accumulate(
     columns: int,
     dtype: str,
     transposed: bool = False,
-    prepare=_as_loaded,
+    before=_nothing,
+    beside=_nothing,
 ):
     """An inline: sums = (sums if keep) + products over ``count`` >= 1 stages of the ring.
 
     ``a_at(stage, panel, row)`` and ``b_at(stage, panel, 0)`` are descriptors of the operands of the
-    count's ``panel``-th stage; row is the warpgroup's first. ``prepare(stage, panel)`` comes before
-    the product. One product is always running while the stage before is released.
+    count's ``panel``-th stage; row is the warpgroup's first. ``before(stage, panel)`` comes before
+    the product, ``beside(stage, panel)`` while it runs. One product is always running while the
+    stage before is released.
     """
 
     @T.inline
     def run(sums, state, count, keep, row, tx):
         for panel in T.serial(count):
             ring.wait(state)
-            prepare(state.stage, panel)
+            before(state.stage, panel)
             tile.multiply(
                 sums,
                 a_at(state.stage, panel, row),
@@ -150,6 +152,7 @@ def accumulate(
                 dtype,
                 transposed,
             )
+            beside(state.stage, panel)
             if panel > 0:
                 T.ptx.wgmma.wait_group.sync.aligned(1)
                 ring.release(ring.before(state), tx % 32)
