@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of a preset's matrices (default: q0f32); a model folder has its own",
     )
     parser.add_argument("--lib", type=Path, metavar="FILE", help="library (default: compiled)")
-    parser.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--prompt",

@@ -246,10 +246,12 @@ class Engine:
         """Count the token that each sequence has read; at a chunk's end its memory is updated."""
         for sequence in sequences:
             sequence.position += 1
-        ended = [s for s in sequences if s.position % self.config.chunk_size == 0]
-        committing = [sequence.slot for sequence in ended if sequence._has_previous_chunk]
-        if committing:
-            self._commit(self._tensor(committing))
+        chunk = self.config.chunk_size
+        ended = [s for s in sequences if s.position % chunk == 0 and s._has_previous_chunk]
+        if len(ended) == 1:
+            self._commit(ended[0].slots)
+        elif ended:
+            self._commit(self._tensor([sequence.slot for sequence in ended]))
 
     def _commit(self, slots: tvm.runtime.Tensor) -> None:
         self._call("commit", slots, self._state)
