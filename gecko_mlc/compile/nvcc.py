@@ -40,7 +40,9 @@ def compile_cuda(source: str, target: CudaTarget, dump: Path | None = None) -> b
     Raises CompileError with nvcc's message.
     """
     nvcc = find_nvcc()
-    code = [(name.replace("sm", "compute"), name) for name in target.machine_code]
+    # One intermediate form, that of the architecture the kernels were written for, serves all.
+    intermediate = target.arch.replace("sm", "compute")
+    code = [(intermediate, name) for name in target.machine_code]
     if target.ptx is not None:
         code.append((target.ptx, target.ptx))
     with tempfile.TemporaryDirectory(prefix="gecko-mlc-nvcc-") as folder:
