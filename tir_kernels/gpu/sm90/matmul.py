@@ -47,6 +47,11 @@ class Tiles:
         """Weights of a box."""
         return self.columns // _BOXES
 
+    @property
+    def box_rows(self) -> int:
+        """Rows of a box of a. Rows after the last cost time too: with few rows, boxes are small."""
+        return TILE_ROWS if self.cluster > 1 else 16
+
     def row_tiles(self, m):
         """Tiles of a cluster below each other."""
         rows = TILE_ROWS * self.cluster
@@ -60,6 +65,10 @@ class Tiles:
         """How many of them fall to one cluster."""
         clusters = CTAS // self.cluster
         return T.truncdiv(self.count(m, weights) + clusters - 1 - cta // self.cluster, clusters)
+
+    def cost(self, m, weights: int):
+        """How long the product takes: columns of the CTA with the most, 16 more for each end."""
+        return self.turns(m, weights, 0) * (self.columns + 16)
 
     def place(self, turn, m, cta, rank):
         """First row and first weight of a CTA's tile in its cluster's ``turn``-th."""
@@ -77,13 +86,20 @@ def _roles(inputs, weights, dtype, out_dtype, tiles: Tiles, gated: bool):
     panels = inputs // tile.PANEL
     columns, cluster = tiles.columns, tiles.cluster
     share = tiles.share
-    stage_bytes = (TILE_ROWS + columns) * tile.PANEL * 2
+    row_bytes = tile.PANEL * 2
+    boxes = TILE_ROWS // tiles.box_rows
     outputs = weights // 2 if gated else weights
     apart = outputs if gated else share
     write = tile.store(share if gated else columns, out_dtype, outputs)
 
     def first_output(first_weight):
         return first_weight // 2 if gated else first_weight
+
+    def filled_boxes(m, row):
+        """Boxes of a tile's rows that have a row of a; the others keep what they held."""
+        if boxes == 1:
+            return 1
+        return T.min(T.truncdiv(m - row + tiles.box_rows - 1, tiles.box_rows), boxes)
 
     @T.inline
     def apply_gate(sums):
@@ -102,14 +118,16 @@ def _roles(inputs, weights, dtype, out_dtype, tiles: Tiles, gated: bool):
         state = ring.loading()
         for turn in T.serial(tiles.turns(m, weights, cta)):
             row, first = T.meta_var(tiles.place(turn, m, cta, rank))
+            filled: T.let = filled_boxes(m, row)
             for panel in T.serial(panels):
-                ring.reserve(state, stage_bytes)
-                load(
-                    a_ring.ptr_to([state.stage, 0, 0]),
-                    a_map,
-                    (panel * tile.PANEL, row),
-                    ring.barrier(state),
-                )
+                ring.reserve(state, filled * tiles.box_rows * row_bytes + columns * row_bytes)
+                for box in T.serial(filled):
+                    load(
+                        a_ring.ptr_to([state.stage, box * tiles.box_rows, 0]),
+                        a_map,
+                        (panel * tile.PANEL, row + box * tiles.box_rows),
+                        ring.barrier(state),
+                    )
                 for i in T.unroll(_BOXES // cluster):
                     box = T.meta_var(rank if cluster > 1 else i)
                     load(
@@ -154,16 +172,16 @@ def _rings(pool, dtype: str, kinds: tuple[Tiles, ...]) -> list:
     ]
 
 
-def _kernel(inputs, weights, dtype, out_dtype, kinds: tuple[Tiles, Tiles], gated: bool):
-    wide, narrow = kinds
+def _kernel(inputs, weights, dtype, out_dtype, kinds: tuple[Tiles, Tiles, Tiles], gated: bool):
+    wide, middle, narrow = kinds
     load_wide, multiply_wide = _roles(inputs, weights, dtype, out_dtype, wide, gated)
+    load_middle, multiply_middle = _roles(inputs, weights, dtype, out_dtype, middle, gated)
     load_narrow, multiply_narrow = _roles(inputs, weights, dtype, out_dtype, narrow, gated)
     outputs = weights // 2 if gated else weights
 
-    def takes_wide(m):
-        """Whether wide tiles are done sooner, narrow ones being half as fast again."""
-        longest = [kind.turns(m, weights, 0) * kind.columns for kind in kinds]
-        return 2 * longest[0] <= 3 * longest[1]
+    def best(m, kind: Tiles, others: tuple[Tiles, ...]):
+        costs = [other.cost(m, weights) for other in others]
+        return kind.cost(m, weights) <= functools.reduce(T.min, costs)
 
     @T.prim_func(private=True)
     def matmul(a: T.handle, w: T.handle, out: T.handle):
@@ -173,9 +191,13 @@ def _kernel(inputs, weights, dtype, out_dtype, kinds: tuple[Tiles, Tiles], gated
         W = T.match_buffer(w, (weights, inputs), dtype)
         Out = T.match_buffer(out, (m, outputs), out_dtype)
         a_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        encode(a_map, A, (inputs, m), TILE_ROWS)
+        encode(a_map, A, (inputs, m), wide.box_rows)
+        small_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+        encode(small_map, A, (inputs, m), narrow.box_rows)
         wide_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(wide_map, W, (inputs, weights), wide.share)
+        middle_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+        encode(middle_map, W, (inputs, weights), middle.share)
         narrow_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(narrow_map, W, (inputs, weights), narrow.share)
         T.device_entry()
@@ -185,34 +207,50 @@ def _kernel(inputs, weights, dtype, out_dtype, kinds: tuple[Tiles, Tiles], gated
         warpgroup = T.warpgroup_id([CONSUMERS + 1])
         tx = T.thread_id_in_wg([tile.THREADS])
         pool = T.SMEMPool()
-        wide_ring, narrow_ring = T.meta_var(_rings(pool, dtype, kinds))
+        wide_ring, middle_ring, narrow_ring = T.meta_var(_rings(pool, dtype, kinds))
         pool.commit()
         T.ptx.fence.mbarrier_init.release.cluster()
         T.cuda.cluster_sync()
+        take_wide: T.let = best(m, wide, (middle, narrow))
+        take_middle: T.let = best(m, middle, (narrow,))
         if warpgroup == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(LOADER_REGISTERS)
             if tx == 0:
-                if takes_wide(m):
+                if take_wide:
                     load_wide(wide_ring, a_map, wide_map, m, cta, rank)
                 else:
-                    load_narrow(narrow_ring, a_map, narrow_map, m, cta, rank)
+                    if take_middle:
+                        load_middle(middle_ring, small_map, middle_map, m, cta, rank)
+                    else:
+                        load_narrow(narrow_ring, small_map, narrow_map, m, cta, rank)
         else:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(CONSUMER_REGISTERS)
             first_row = warpgroup * tile.ROWS
-            if takes_wide(m):
+            if take_wide:
                 multiply_wide(wide_ring, Out, m, cta, rank, first_row, tx)
             else:
-                multiply_narrow(narrow_ring, Out, m, cta, rank, first_row, tx)
+                if take_middle:
+                    multiply_middle(middle_ring, Out, m, cta, rank, first_row, tx)
+                else:
+                    multiply_narrow(narrow_ring, Out, m, cta, rank, first_row, tx)
         # No CTA may leave while the other can still arrive at its barriers.
         T.cuda.cluster_sync()
 
     return matmul
 
 
-def _kinds(weights: int) -> tuple[Tiles, Tiles]:
-    """Tiles for many rows, and narrow ones that occupy all multiprocessors with few rows."""
-    columns = next((c for c in (128, 64) if weights // c >= CTAS * 3 // 4), 32)
-    return Tiles(256, 4, CLUSTER), Tiles(columns, 6, 1)
+def _kinds(weights: int, gated: bool) -> tuple[Tiles, Tiles, Tiles]:
+    """Tiles for many rows, 256 wide unless others leave fewer CTAs idle at the end of a product of
+    2048 rows, and narrower ones, so that with few rows all multiprocessors have some.
+    """
+    rows, clusters = 2048 // (TILE_ROWS * CLUSTER), CTAS // CLUSTER
+
+    def cost(columns: int) -> float:
+        turns = -(-rows * -(-weights // columns) // clusters)
+        return turns * (columns + 16) * (1.0 if columns == 256 else 1.02)
+
+    columns = min(range(256, 192, -32 if gated else -16), key=cost)
+    return Tiles(columns, 4, CLUSTER), Tiles(128, 6, 1), Tiles(64, 8, 1)
 
 
 @functools.cache
@@ -221,13 +259,16 @@ def matmul(
     outputs: int,
     dtype: str,
     out_dtype: str,
-    kinds: tuple[Tiles, Tiles] | None = None,
+    kinds: tuple[Tiles, Tiles, Tiles] | None = None,
 ):
     """a [m, K] and w [N, K] to out [m, N]; sums are float32."""
-    return _kernel(inputs, outputs, dtype, out_dtype, kinds or _kinds(outputs), False)
+    return _kernel(inputs, outputs, dtype, out_dtype, kinds or _kinds(outputs, False), False)
 
 
 @functools.cache
-def gated_matmul(inputs: int, hidden: int, dtype: str, kinds: tuple[Tiles, Tiles] | None = None):
+def gated_matmul(
+    inputs: int, hidden: int, dtype: str, kinds: tuple[Tiles, Tiles, Tiles] | None = None
+):
     """a [m, K] and w [2F, K] to out [m, F] = silu(a w[:F]^T) * (a w[F:]^T), all in float32."""
-    return _kernel(inputs, 2 * hidden, dtype, dtype, kinds or _kinds(2 * hidden), True)
+    kinds = kinds or _kinds(2 * hidden, True)
+    return _kernel(inputs, 2 * hidden, dtype, dtype, kinds, True)
