@@ -8,9 +8,6 @@ from ..vector_math import f32
 from .vectors import vector_width
 
 _AHEAD = 8  # accesses of a thread on their way
-_ACCESSES_OF_LINE = 8  # accesses to a line of the cache
-# Rows that are asked for before the weights are known: memory is busy while these are computed.
-PREFETCHED = 32
 
 
 class WeightedRows:
@@ -33,30 +30,16 @@ class WeightedRows:
         self.sums = rounds * width
         self.ring = ahead * rounds * width
         self.step = step = ahead * groups
-        line = _ACCESSES_OF_LINE * vector_width(dtype)
-        lines = -(-columns // line)
 
         def read(operands, row, column):
             buffer, indices = element(operands, row, column)
             return buffer[tuple(indices)]
-
-        def prefetch_line(operands, row, column):
-            buffer, indices = element(operands, row, column)
-            return T.ptx.prefetch.global_.L2(buffer.ptr_to(indices))
 
         @T.inline
         def load(operands, Ring, u, row, tx):
             for i in T.unroll(rounds):
                 for j in T.vectorized(width):
                     Ring[(u * rounds + i) * width + j] = read(operands, row, self.column(tx, i) + j)
-
-        @T.inline
-        def prefetch(operands, count, tx):
-            """Has the rows behind those of ``start`` brought near, up to PREFETCHED."""
-            for i in T.unroll(max(0, -(-(PREFETCHED - step) * lines // threads))):
-                row = T.meta_var(step + (i * threads + tx) // lines)
-                if row < T.min(count, PREFETCHED):
-                    prefetch_line(operands, row, (i * threads + tx) % lines * line)
 
         @T.inline
         def start(operands, Ring, tx):
@@ -101,7 +84,7 @@ class WeightedRows:
                     sums[0] = sums[0] + Shared[group * columns + tx + i * threads]
                 Out[row, tx + i * threads] = sums[0]
 
-        self.start, self.prefetch, self.add = start, prefetch, add
+        self.start, self.add = start, add
         # (Sums, Shared, Out, row, tx): Out[row] = the sums; Shared [shared] is scratch.
         self.store = store_own if groups == 1 else store_joined
         self.shared = 1 if groups == 1 else groups * columns

@@ -24,20 +24,20 @@ IDLE = -1
 
 
 class Decode:
-    """Both kernels for one batch size."""
+    """Both kernels for one batch size, launched the plain way or while their inputs are made."""
 
-    def __init__(self, shape: Shape, batch: int) -> None:
+    def __init__(self, shape: Shape, batch: int, dependent: bool) -> None:
         sizes = shape.heads, shape.z_head, shape.v_head
         self.shape, self.batch = shape, batch
         self.rows = attention_splits(batch, shape.heads, shape.chunk) + 1
         self.step = GpuKernel(
             attention_step(
                 batch, *sizes, shape.rope_heads, shape.model_dim, shape.chunk, EPS, LAYERS,
-                shape.dtype,
+                shape.dtype, dependent,
             )
         )  # fmt: skip
         self.combine = GpuKernel(
-            attention_combine(batch, *sizes, shape.model_dim, shape.chunk, shape.dtype)
+            attention_combine(batch, *sizes, shape.model_dim, shape.chunk, shape.dtype, dependent)
         )
 
     def __call__(self, projected, v, gamma, beta, slots, position, rings, memory):
@@ -59,7 +59,7 @@ def shape(request: pytest.FixtureRequest) -> Shape:
 
 @pytest.fixture(scope="module", params=[1, 4])
 def decode(request: pytest.FixtureRequest, shape: Shape) -> Decode:
-    return Decode(shape, request.param)
+    return Decode(shape, request.param, dependent=request.param == 4)
 
 
 # Scores of a few units, and of hundreds, where exp of anything but a difference overflows.

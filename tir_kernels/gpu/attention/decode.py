@@ -12,14 +12,15 @@ import functools
 from tvm.script import tirx as T
 
 from ...vector_math import f32, largest, total
+from ..dependent_launch import DependentLaunch
 from ..head_lanes import HeadTransform, head_lanes
 from ..reduce import WARP, cta_reduce, warp_reduce
 from ..vectors import Vectors, vector_width
 from ..weighted_rows import WeightedRows
 
 _THREADS = 256
-# CTAs that suffice to keep an H200 busy: two for each of its 132 multiprocessors.
-_CTAS = 264
+_RESIDENT = 2  # CTAs of a multiprocessor
+_CTAS = 132 * _RESIDENT  # of an H200
 _MIN_SPLITS = 4  # so that sequences of different lengths share the machine evenly
 _MAX_KEYS = 4096  # of one CTA, whose scores lie in shared memory
 _MIN_KEYS = 8  # of one CTA, unless the head has fewer
@@ -102,18 +103,21 @@ def attention_step(
     eps: float,
     layers: int,
     dtype: str,
+    dependent: bool = False,
 ):
     """Each row's shares of attention and of the memory read; k, ak and v into the rings.
 
     ``projected`` [B, S+E+D] holds z in its first S columns, v [B, E] is done. R being
     ``attention_splits`` + 1, ``scale`` [B, H, R, 2] says what a row of ``partial`` [B, H, R, vh]
     is: (largest score, sum of exponentials) of weighted values, (0, -1) of what the memory gives,
-    or (0, 0) where there is nothing.
+    or (0, 0) where there is nothing. ``dependent``: see ``DependentLaunch``; rings and positions
+    must not have been written since the last plain launch.
     """
     splits = attention_splits(batch, heads, chunk)
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     angles = 2 * ((z_head + 1) // 2)
+    launch = DependentLaunch(dependent)
     shares = _Shares(z_head, v_head, chunk, 16 // vector_width(dtype), splits)
     layout = head_lanes(z_head, dtype)
     lanes, held, slices, width = layout.lanes, layout.held, layout.slices, layout.width
@@ -283,36 +287,30 @@ def attention_step(
             Scale[row, 1] = kind
 
     @T.inline
-    def one_share(buffers, Out, Scale, layer, slot, b, head, split, tx):
-        Projected, V, Gamma, Beta, Rope, Position, Keys, Values, MemoryKeys, Memory = buffers
+    def attend(buffers, Out, Scale, layer, slot, b, head, row, split, position, share, tx):
+        """The CTA's keys and values, row + split of the results."""
+        Projected, V, Gamma, Beta, Rope, Keys, Values, MemoryKeys, Memory = buffers
         Scores = T.alloc_shared((scores_size,), "float32")
-        Features = T.alloc_shared((features_size,), "float32")
         Newest = T.alloc_shared((1,), "float32")
         Highest = T.alloc_shared((1, _THREADS // WARP), "float32")
         Totals = T.alloc_shared((1, _THREADS // WARP), "float32")
-        Joined = T.alloc_shared((max(values.shared, memory_rows.shared),), "float32")
+        Joined = T.alloc_shared((values.shared,), "float32")
         KRing = T.alloc_local((_KEYS_AHEAD * held,), dtype)
         VRing = T.alloc_local((values.ring,), dtype)
-        MRing = T.alloc_local((memory_rows.ring,), "float32")
         Z = T.alloc_local((held,), "float32")
         X = T.alloc_local((held,), "float32")
         Own = T.alloc_local((held,), "float32")
         Before = T.alloc_local((held,), "float32")
         Sums = T.alloc_local((values.sums,), "float32")
-        Read = T.alloc_local((memory_rows.sums,), "float32")
         highest = T.alloc_local((1,), "float32")
         sum_exp = T.alloc_local((1,), "float32")
-        row = T.meta_var((b * heads + head) * (splits + 1))
-        position = Position[slot]
         start = shares.ring_start(position)
-        share = shares.bytes(position)
         first = shares.first_key(position, share, split)
-        last = shares.first_key(position, share, split + 1)
-        first_row = shares.first_row(position, share, split)
-        rows = shares.first_row(position, share, split + 1) - first_row
         # The newest key is not in the ring yet.
-        newest = T.Cast("int32", T.And(last == shares.visible(position), first < last))
-        stored = last - first - newest
+        newest = T.Cast(
+            "int32", shares.first_key(position, share, split + 1) == shares.visible(position)
+        )
+        stored = shares.first_key(position, share, split + 1) - first - newest
 
         # What comes from the rings is on its way while the query is made.
         for u in T.unroll(_KEYS_AHEAD):
@@ -322,62 +320,90 @@ def attention_step(
             )  # fmt: skip
         value_operands = T.meta_var((Values, layer, slot, head, start, first, stored))
         values.start(value_operands, VRing, tx)
-        values.prefetch(value_operands, stored, tx)
+        launch.wait()
         load_z(Projected, Z, b, head, tx)
         transform.normalise(Z)
         transform.affine(Z, Gamma, Beta, 0, head, tx, X)
         transform.rotate(X, Rope, T.truncmod(position, chunk), head, tx, Own)
         transform.rotate(X, Rope, chunk + T.truncmod(position, chunk), head, tx, Before)
-        if tx < WARP:
-            if rows > 0:
-                features(Z, Gamma, Beta, X, Features, head, first_row, rows, tx)
-            if newest == 1:
-                newest_key(
-                    Z, Gamma, Beta, Rope, Own, Keys, MemoryKeys, Newest, layer, slot, head,
-                    position, tx,
-                )  # fmt: skip
+        if newest == 1 and tx < WARP:
+            newest_key(
+                Z, Gamma, Beta, Rope, Own, Keys, MemoryKeys, Newest, layer, slot, head, position, tx
+            )
+        highest[0] = T.min_value("float32")
+        score_keys(
+            Keys, KRing, Own, Before, Scores, highest, layer, slot, head, start, first, stored,
+            shares.previous(position) - first, tx,
+        )  # fmt: skip
+        cta_largest(highest, Highest, tx)
+        if newest == 1:
+            highest[0] = T.max(highest[0], Newest[0])
+        sum_exp[0] = f32(0.0)
+        for i in T.serial(T.ceildiv(T.ceildiv(stored, values.step) * values.step - tx, _THREADS)):
+            key = T.meta_var(tx + i * _THREADS)
+            Scores[key] = T.Select(key < stored, T.exp(Scores[key] - highest[0]), f32(0.0))
+            sum_exp[0] = sum_exp[0] + Scores[key]
+        cta_total(sum_exp, Totals, tx)
+        for i in T.unroll(values.sums):
+            Sums[i] = f32(0.0)
+        values.add(value_operands, VRing, Scores, stored, Sums, tx)
+        if newest == 1:
+            weight: T.let = T.exp(Newest[0] - highest[0])
+            sum_exp[0] = sum_exp[0] + weight
+            newest_value(V, Values, weight, Sums, b, layer, slot, head, position, tx)
+        values.store(Sums, Joined, Out, row + split, tx)
+        mark(Scale, row + split, highest[0], sum_exp[0], tx)
 
-        if first < last:
-            highest[0] = T.min_value("float32")
-            score_keys(
-                Keys, KRing, Own, Before, Scores, highest, layer, slot, head, start, first,
-                stored, shares.previous(position) - first, tx,
-            )  # fmt: skip
-            cta_largest(highest, Highest, tx)
-            if newest == 1:
-                highest[0] = T.max(highest[0], Newest[0])
-            sum_exp[0] = f32(0.0)
-            for i in T.serial(
-                T.ceildiv(T.ceildiv(stored, values.step) * values.step - tx, _THREADS)
-            ):
-                key = T.meta_var(tx + i * _THREADS)
-                Scores[key] = T.Select(key < stored, T.exp(Scores[key] - highest[0]), f32(0.0))
-                sum_exp[0] = sum_exp[0] + Scores[key]
-            cta_total(sum_exp, Totals, tx)
-            for i in T.unroll(values.sums):
-                Sums[i] = f32(0.0)
-            values.add(value_operands, VRing, Scores, stored, Sums, tx)
-            if newest == 1:
-                weight = T.exp(Newest[0] - highest[0])
-                sum_exp[0] = sum_exp[0] + weight
-                newest_value(V, Values, weight, Sums, b, layer, slot, head, position, tx)
-            values.store(Sums, Joined, Out, row + split, tx)
-            mark(Scale, row + split, highest[0], sum_exp[0], tx)
-            if newest == 1 and rows == 0:
-                mark(Scale, row + splits, f32(0.0), f32(_NOTHING), tx)
+    @T.inline
+    def read_memory(
+        Projected, Gamma, Beta, Memory, Out, Scale, layer, slot, b, head, row, first, rows, tx
+    ):
+        """The CTA's rows of the memory, times softmax_features(aq); row ``row`` of the results."""
+        Features = T.alloc_shared((features_size,), "float32")
+        Joined = T.alloc_shared((memory_rows.shared,), "float32")
+        MRing = T.alloc_local((memory_rows.ring,), "float32")
+        Z = T.alloc_local((held,), "float32")
+        X = T.alloc_local((held,), "float32")
+        Sums = T.alloc_local((memory_rows.sums,), "float32")
+        operands = T.meta_var((Memory, layer, slot, head, first, rows))
+        memory_rows.start(operands, MRing, tx)
+        launch.wait()
+        if tx < WARP:
+            load_z(Projected, Z, b, head, tx)
+            transform.normalise(Z)
+            features(Z, Gamma, Beta, X, Features, head, first, rows, tx)
+        for i in T.unroll(memory_rows.sums):
+            Sums[i] = f32(0.0)
+        T.tvm_storage_sync("shared")
+        memory_rows.add(operands, MRing, Features, rows, Sums, tx)
+        memory_rows.store(Sums, Joined, Out, row, tx)
+        mark(Scale, row, f32(0.0), f32(_MEMORY), tx)
+
+    @T.inline
+    def one_share(buffers, Position, Out, Scale, layer, slot, b, head, split, tx):
+        Projected, V, Gamma, Beta, Rope, Keys, Values, MemoryKeys, Memory = buffers
+        row = T.meta_var((b * heads + head) * (splits + 1))
+        position = Position[slot]
+        share = shares.bytes(position)
+        keys = T.meta_var(
+            shares.first_key(position, share, split + 1) - shares.first_key(position, share, split)
+        )
+        first_row = shares.first_row(position, share, split)
+        rows = shares.first_row(position, share, split + 1) - first_row
+        if keys > 0:
+            attend(buffers, Out, Scale, layer, slot, b, head, row, split, position, share, tx)
         if rows > 0:
             # The share with the last keys may have the first rows, too: their sums go to the end.
-            target = row + T.Select(first < last, splits, split)
-            memory_operands = T.meta_var((Memory, layer, slot, head, first_row, rows))
-            memory_rows.start(memory_operands, MRing, tx)
-            for i in T.unroll(memory_rows.sums):
-                Read[i] = f32(0.0)
-            T.tvm_storage_sync("shared")
-            memory_rows.add(memory_operands, MRing, Features, rows, Read, tx)
-            memory_rows.store(Read, Joined, Out, target, tx)
-            mark(Scale, target, f32(0.0), f32(_MEMORY), tx)
-        if first == last and rows == 0:
-            mark(Scale, row + split, f32(0.0), f32(_NOTHING), tx)
+            read_memory(
+                Projected, Gamma, Beta, Memory, Out, Scale, layer, slot, b, head,
+                row + T.Select(keys > 0, splits, split), first_row, rows, tx,
+            )  # fmt: skip
+        else:
+            launch.wait()
+            if keys == 0:
+                mark(Scale, row + split, f32(0.0), f32(_NOTHING), tx)
+            elif shares.first_key(position, share, split + 1) == shares.visible(position):
+                mark(Scale, row + splits, f32(0.0), f32(_NOTHING), tx)
 
     @T.prim_func(private=True)
     def attention_step(
@@ -396,7 +422,7 @@ def attention_step(
         partial: T.handle,
         scale: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         num_slots = T.int64()
         Projected = T.match_buffer(projected, (batch, columns), "float32")
         V = T.match_buffer(v, (batch, value_dim), "float32")
@@ -412,16 +438,18 @@ def attention_step(
         Partial = T.match_buffer(partial, (batch, heads, splits + 1, v_head), "float32")
         Scale = T.match_buffer(scale, (batch, heads, splits + 1, 2), "float32")
         T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": 2})
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": _RESIDENT})
         split, head, b = T.cta_id([splits, heads, batch])
         tx = T.thread_id([_THREADS])
         Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
         Rows = T.decl_buffer((batch * heads * (splits + 1), v_head), "float32", data=Partial.data)
         Kinds = T.decl_buffer((batch * heads * (splits + 1), 2), "float32", data=Scale.data)
+        launch.let_next_start()
         slot = Slots[b]
         if slot >= 0:
             one_share(
-                (Projected, V, Gamma, Beta, Rope, Position, Keys, Values, MemoryKeys, Memory),
+                (Projected, V, Gamma, Beta, Rope, Keys, Values, MemoryKeys, Memory),
+                Position,
                 Rows,
                 Kinds,
                 layer,
@@ -431,18 +459,28 @@ def attention_step(
                 split,
                 tx,
             )
+        else:
+            launch.wait()
 
     return attention_step
 
 
 @functools.cache
 def attention_combine(
-    batch: int, heads: int, z_head: int, v_head: int, model_dim: int, chunk: int, dtype: str
+    batch: int,
+    heads: int,
+    z_head: int,
+    v_head: int,
+    model_dim: int,
+    chunk: int,
+    dtype: str,
+    dependent: bool = False,
 ):
     """gated [B, E] = r * attention + memory read, from the shares of ``attention_step``.
 
     r is ``projected`` [B, S+E+D] from column S on. What an idle row gets means nothing.
     """
+    launch = DependentLaunch(dependent)
     rows = attention_splits(batch, heads, chunk) + 1
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
@@ -477,7 +515,7 @@ def attention_combine(
 
     @T.prim_func(private=True)
     def attention_combine(partial: T.handle, scale: T.handle, projected: T.handle, gated: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         Partial = T.match_buffer(partial, (batch, heads, rows, v_head), "float32")
         Scale = T.match_buffer(scale, (batch, heads, rows, 2), "float32")
         Projected = T.match_buffer(projected, (batch, columns), "float32")
@@ -496,6 +534,8 @@ def attention_combine(
         out = T.alloc_local((width,), dtype)
         lane = T.meta_var(tx % WARP)
         column = T.meta_var(T.min(part * tile + lane * width, v_head - width))
+        launch.let_next_start()
+        launch.wait()
         for i in T.unroll(rounds):
             for j in T.vectorized(width):
                 shares[i * width + j] = Partial[b, head, share_of(tx, i), column + j]
