@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gecko_mlc.bench import results
+from gecko_mlc.bench.calls import CallClock
 from gecko_mlc.bench.kernel_clock import HostTimer
 from gecko_mlc.bench.limits import Reader, numpy_multiply_rate, processor
 from gecko_mlc.bench.timing import Effort
@@ -14,7 +15,7 @@ from gecko_mlc.config import GeckoConfig
 from tir_kernels import cost
 
 if TYPE_CHECKING:
-    from gecko_mlc.bench.reference import Multiplier, Reference
+    from gecko_mlc.bench.reference import Reference
 
 Shapes = Mapping[str, tuple[int, int, int, int]]  # by operation: m, k, n and how many of them
 
@@ -51,13 +52,15 @@ class Host:
             self._threads, reader.bandwidth, reader.name, None, rate, f"{by}, float32"
         )
 
-    def multiplier(self, shapes: Shapes) -> Multiplier | None:
+    def torch_products(self, shapes: Shapes) -> CallClock | None:
+        """torch.matmul on these shapes."""
         if self._torch is None:
             return None
-        from gecko_mlc.bench.reference import Multiplier
+        from gecko_mlc.bench.reference import multiplications
 
         self._torch.set_num_threads(self._threads)
-        return Multiplier(shapes, self._torch.float32, self._torch.device("cpu"), HostTimer())
+        cpu = self._torch.device("cpu")
+        return CallClock(multiplications(shapes, self._torch.float32, cpu), HostTimer())
 
     def reference(self, config: GeckoConfig) -> Reference | None:
         if self._torch is None:

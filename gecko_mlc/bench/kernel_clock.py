@@ -11,9 +11,9 @@ from typing import Protocol
 from gecko_mlc.bench.timing import Action
 from gecko_mlc.runtime.engine import Engine
 
-_BUILTIN = "vm.builtin."
-# What the virtual machine runs between kernels beside its builtins: arithmetic on shapes.
-_SHAPE_FUNCTION = "shape_func"
+# How the names of what the virtual machine runs between kernels begin: its own functions, and
+# arithmetic on shapes.
+VM_FUNCTIONS = ("vm.builtin.", "shape_func")
 
 
 class Timer(Protocol):
@@ -84,7 +84,7 @@ class KernelClock:
         return self._between
 
     def _around(self, _function, name, before: bool, _result, *_arguments) -> int:
-        if name.startswith((_BUILTIN, _SHAPE_FUNCTION)):
+        if name.startswith(VM_FUNCTIONS):
             self._between += before
         elif before:
             self._names.append(self._operation(name))

@@ -17,6 +17,7 @@ import numpy as np
 
 import gecko_mlc
 from gecko_mlc.bench import memory, results
+from gecko_mlc.bench.calls import CallClock, recorded
 from gecko_mlc.bench.compiled import Compiled
 from gecko_mlc.bench.cuda import Cuda
 from gecko_mlc.bench.host import Host
@@ -159,7 +160,6 @@ class _Bench:
         else:
             self.machine = Host(plan.threads, _torch() if plan.reference else None, self._effort)
         self._reader = self.machine.reader
-        on_progress("reference's weights")
         self._reference = self.machine.reference(engine.config)
         on_progress("matrix products")
         self.products = self._measure_products()
@@ -184,30 +184,31 @@ class _Bench:
         }
 
     def _measure_products(self) -> list[results.Product]:
-        shapes = self._shapes()
+        """Those of ``score`` of a chunk, with the operands they have there, by themselves."""
+        shapes, machine = self._shapes(), self.machine
         tokens = self._tokens(self._engine.config.chunk_size)
-        clocks, actions = {}, {}
-        for by, cublaslt in self.machine.products.items():
-            clocks[by] = self._clock()
-            actions[by] = clocks[by].action(self._compiled.score(tokens, cublaslt))
-        multiplier = self.machine.multiplier(shapes)
-        if multiplier is not None:
-            actions["torch"] = multiplier.action()
+        clocks = {}
+        for by, cublaslt in machine.products.items():
+            score = self._compiled.score(tokens, cublaslt)
+            calls = recorded(self._engine, score, machine.operation)
+            # A back end may join one with another.
+            products = {name: calls[name] for name in PRODUCTS if name in calls}
+            clocks[by] = CallClock(products, machine.timer())
+        actions = {by: clock.action() for by, clock in clocks.items()}
+        torch = machine.torch_products(shapes)
+        if torch is not None:
+            actions["torch"] = torch.action()
         alternate(actions, self._effort)
-        torch_seconds = {} if multiplier is None else multiplier.seconds()
-        products = []
+        torch_seconds = {} if torch is None else torch.seconds()
+        found = []
         for by, clock in clocks.items():
-            kernels = clock.kernels()
-            for name in PRODUCTS:
-                if name not in kernels:
-                    continue  # a back end may join it with another
+            for name, seconds in clock.seconds().items():
                 m, k, n, _ = shapes[name]
-                calls, seconds = kernels[name]
-                rate = 2 * m * k * n * calls / seconds
+                rate = 2 * m * k * n / seconds
                 torch_rate = 2 * m * k * n / torch_seconds[name] if torch_seconds else None
                 ratio = rate / torch_rate if torch_rate else None
-                products.append(results.Product(name, by, m, k, n, rate, torch_rate, ratio))
-        return products
+                found.append(results.Product(name, by, m, k, n, rate, torch_rate, ratio))
+        return found
 
     def _clock(self) -> KernelClock:
         return KernelClock(self._engine, self.machine.timer(), self.machine.operation)
@@ -226,7 +227,7 @@ class _Bench:
         ]
 
     def _prefill(self, tokens: int, products: str, cublaslt: bool) -> results.Prefill:
-        self._on_progress(f"prefill of {tokens} tokens, products of the {products}")
+        self._on_progress(f"prefill of {tokens} tokens, products by {products}")
         prompt = self._tokens(tokens)
         reference = None if self._reference is None else self._reference.prefill(prompt)
         timings = self._compare(self._compiled.prefill(prompt, cublaslt), reference)
@@ -282,42 +283,73 @@ class _Bench:
         return results.Generation(prompt, count, seconds, count / seconds, *_versus(timings))
 
     def prefill_step(self, tokens: int) -> results.Step:
-        action = self._compiled.prefill(self._tokens(tokens), max(self.machine.products.values()))
-        costs = self._compiled.prefill_costs(
-            tokens, self.machine.forward_costs, self.machine.commit_costs
-        )
-        return self._step("prefill", f"{tokens} tokens", {1: action}, action, costs)
+        machine = self.machine
+        action = self._compiled.prefill(self._tokens(tokens), max(machine.products.values()))
+        costs = self._compiled.prefill_costs(tokens, machine.forward_costs, machine.commit_costs)
+        return self._step("prefill", f"{tokens} tokens", action, costs)
 
     def decode_step(self, position: int) -> results.Step:
         costs = self._compiled.decode_costs(position, 1, self.machine.decode_costs)
-        steps = self.machine.steps
-        plain = self._compiled.generate(self._tokens(steps), position)
         action = self._compiled.decode(self._tokens(1), position)
-        return self._step("decode", f"position {position}", {steps: plain}, action, costs)
+        if isinstance(self.machine, Cuda):
+            return self._replayed_step(self.machine, position, action, costs)
+        return self._step("decode", f"position {position}", action, costs)
 
     def _step(
+        self, function: str, description: str, action: Action, costs: Mapping[str, Cost]
+    ) -> results.Step:
+        """With a clock around every kernel."""
+        self._on_progress(f"kernels of {function}, {description}")
+        clock = self._clock()
+        actions = {"plain": action, "clocked": clock.action(action), "read": self._reader.action}
+        timings = alternate(actions, self._effort)
+        step = timings["plain"].median
+        bandwidth = self._reader.bytes / timings["read"].median
+        kernels = clock.kernels()
+        between = clock.between()
+        return self._table(function, description, step, kernels, between, bandwidth, costs)
+
+    def _replayed_step(
+        self, machine: Cuda, position: int, action: Action, costs: Mapping[str, Cost]
+    ) -> results.Step:
+        """A step is a graph: each kernel in a graph of its own calls, so that they add up to it."""
+        self._on_progress(f"kernels of decode, position {position}")
+        tokens = self._tokens(machine.steps)
+        actions = {
+            "step": self._compiled.generate(tokens, position),
+            "read": self._reader.action,
+        }
+        calls = recorded(self._engine, action, machine.operation)
+        times = {}
+        for name, launches in calls.items():
+            graph, times[name] = machine.in_graph(launches)
+            actions[f"kernel {name}"] = Action(graph.run, action.prepare)
+        timings = alternate(actions, self._effort)
+        kernels = {
+            name: (len(launches), timings[f"kernel {name}"].median / times[name])
+            for name, launches in calls.items()
+        }
+        step = timings["step"].median / machine.steps
+        bandwidth = self._reader.bytes / timings["read"].median
+        description = f"position {position}"
+        return self._table("decode", description, step, kernels, None, bandwidth, costs)
+
+    def _table(
         self,
         function: str,
         description: str,
-        plain: Mapping[int, Action],
-        clocked: Action,
+        step: float,
+        kernels: Mapping[str, tuple[int, float]],
+        between: int | None,
+        bandwidth: float,
         costs: Mapping[str, Cost],
     ) -> results.Step:
-        """``plain`` is timed as it is (so many steps of it), ``clocked`` kernel by kernel."""
-        self._on_progress(f"kernels of {function}, {description}")
-        clock = self._clock()
-        ((steps, whole),) = plain.items()
-        actions = {"plain": whole, "clocked": clock.action(clocked), "read": self._reader.action}
-        timings = alternate(actions, self._effort)
-        step = timings["plain"].median / steps
-        bandwidth = self._reader.bytes / timings["read"].median
-        kernels = clock.kernels()
         return results.Step(
             function=function,
             description=description,
             seconds=step,
             rest=step - sum(seconds for _, seconds in kernels.values()),
-            between=clock.between(),
+            between=between,
             read_bandwidth=bandwidth,
             operations=[
                 self._operation(name, calls, seconds, step, costs.get(name), bandwidth)

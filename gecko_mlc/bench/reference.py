@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import statistics
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
 
-from gecko_mlc.bench.kernel_clock import Timer
+from gecko_mlc.bench.calls import Calls
 from gecko_mlc.bench.timing import Action
 from gecko_mlc.checkpoint import random_checkpoint
 from gecko_mlc.config import GeckoConfig
@@ -61,47 +60,19 @@ class Reference:
         return state
 
 
-class Multiplier:
-    """torch.matmul on ``products``, name to (m, k, n, how many a pass): x [m, k] times w [n, k]^T.
+def multiplications(
+    products: Mapping[str, tuple[int, int, int, int]], dtype: torch.dtype, device: torch.device
+) -> Calls:
+    """torch.matmul on ``products``, name to (m, k, n, how many): x [m, k] times w [n, k]^T."""
+    generator = torch.Generator(device).manual_seed(0)
 
-    ``seconds()`` gives the median time of each.
-    """
+    def random(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, generator=generator, dtype=dtype, device=device)
 
-    def __init__(
-        self,
-        products: Mapping[str, tuple[int, int, int, int]],
-        dtype: torch.dtype,
-        device: torch.device,
-        timer: Timer,
-    ) -> None:
-        generator = torch.Generator(device).manual_seed(0)
-
-        def random(rows: int, columns: int) -> torch.Tensor:
-            return torch.randn(rows, columns, generator=generator, dtype=dtype, device=device)
-
-        self._operands = {}
-        for name, (m, k, n, times) in products.items():
-            copies = min(times, -(-_COLD_BYTES[device.type] // (dtype.itemsize * k * n)))
-            weights = [random(n, k) for _ in range(copies)]
-            self._operands[name] = random(m, k), weights, times
-        self._timer = timer
-        self._times: dict[str, list[float]] = {name: [] for name in products}
-
-    def action(self) -> Action:
-        return Action(self._run)
-
-    def seconds(self) -> dict[str, float]:
-        return {name: statistics.median(times) for name, times in self._times.items()}
-
-    @torch.inference_mode()
-    def _run(self) -> None:
-        timer = self._timer
-        timer.begin()
-        for x, weights, times in self._operands.values():
-            for weight in itertools.islice(itertools.cycle(weights), times):
-                timer.start()
-                torch.matmul(x, weight.T)
-                timer.stop()
-        seconds = iter(timer.finish())
-        for name, (_, _, times) in self._operands.items():
-            self._times[name] += itertools.islice(seconds, times)
+    calls = {}
+    for name, (m, k, n, times) in products.items():
+        copies = min(times, -(-_COLD_BYTES[device.type] // (dtype.itemsize * k * n)))
+        weights = [random(n, k) for _ in range(copies)]
+        x = random(m, k)
+        calls[name] = [partial(torch.matmul, x, weights[i % copies].T) for i in range(times)]
+    return calls

@@ -127,8 +127,10 @@ def _step(step: Step) -> str:
             ]
         times = [_microseconds(row.seconds), _microseconds(row.seconds / row.calls)]
         rows.append([row.name, f"{row.calls}", *times, _percent(row.of_step), *cost])
-    rest = [_microseconds(step.rest), _microseconds(step.rest / max(step.between, 1))]
-    rows.append(["rest", f"{step.between}", *rest, _percent(step.rest / step.seconds), *["-"] * 6])
+    each = "-" if step.between is None else _microseconds(step.rest / step.between)
+    between = "-" if step.between is None else f"{step.between}"
+    share = _percent(step.rest / step.seconds)
+    rows.append(["rest", between, _microseconds(step.rest), each, share, *["-"] * 6])
     titles = ["kernel", "calls", "us", "us/call", "of step"]
     titles += ["MB", "GB/s", "Mop", "Gop/s", "bound by", "of limit"]
     title = f"{step.function}, {step.description}: {_milliseconds(step.seconds)} ms"

@@ -100,14 +100,14 @@ class Step:
     """Where a step's time goes: kernels, and the ``rest`` between them.
 
     ``seconds`` is measured without the kernels' clock. ``between`` counts the virtual machine's own
-    calls.
+    calls, None where the step is replayed as a graph.
     """
 
     function: str
     description: str
     seconds: float
     rest: float
-    between: int
+    between: int | None
     read_bandwidth: float
     operations: list[Operation]
 

@@ -193,6 +193,7 @@ def test_generate(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
 def test_bench(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "COPY_BYTES", 2**16)
     monkeypatch.setattr(cuda, "STALL_COPIES", 1)
+    monkeypatch.setattr(cuda, "GRAPH_NODES", 2)
     monkeypatch.setattr(cuda.Cuda, "steps", 2)
     folder, library = model
     options = ["--lib", str(library), "--device", "cuda", "--prompt", "3", "--decode", "2"]
@@ -200,6 +201,7 @@ def test_bench(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     target = tmp_path / "result.json"
     assert main(["bench", str(folder), *options, "--json", str(target)]) == 0
     result = json.loads(target.read_text())
+    assert [step["between"] is None for step in result["steps"]] == [False, True]
     prefill, decode = ({row["name"]: row for row in s["operations"]} for s in result["steps"])
     assert prefill["timenorm"]["calls"] == 3 and decode["attention_step"]["calls"] == 2
     assert all(row["bytes"] for name, row in decode.items() if name != "advance_step")
