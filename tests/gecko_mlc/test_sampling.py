@@ -181,3 +181,18 @@ def test_every_parameter_out_of_range_is_named() -> None:
     for wrong in ({"temperature": math.nan}, {"top_p": 1.5}, {"repetition_penalty": math.inf}):
         with pytest.raises(SamplingError, match=next(iter(wrong))):
             SamplingParams(**wrong)  # type: ignore[arg-type]
+
+
+def test_what_a_device_chooses_by() -> None:
+    params = SamplingParams(temperature=0.8, top_p=0.9, seed=3)
+    first, second = Sampler(params), Sampler(params)
+    assert first.on_device
+    rows = [first.draw() for _ in range(1000)]
+    assert rows == [second.draw() for _ in range(1000)]
+    assert {row[:2] for row in rows} == {(0.8, 0.9)}
+    points = np.array([row[2] for row in rows])
+    assert (points == points.astype(np.float32)).all(), "what float32 would round to 1 is not 1"
+    assert 0.0 <= points.min() < 0.01 and 0.99 < points.max() < 1.0
+    assert Sampler(SamplingParams(temperature=0.0)).draw() == (0.0, 1.0, 0.0)
+    assert not Sampler(SamplingParams(top_k=5)).on_device
+    assert not Sampler(SamplingParams(repetition_penalty=1.1)).on_device

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.validate.compare import Difference, Prediction
-from gecko_mlc.validate.run import PIECE, decode_range, default_tokens, pieces
+from gecko_mlc.validate.report import make_report, table
+from gecko_mlc.validate.run import PIECE, Comparison, decode_range, default_tokens, pieces
 
 
 @given(cuts=st.lists(st.integers(0, 40), max_size=4).map(sorted), scale=st.floats(1e-6, 1e3))
@@ -118,3 +119,25 @@ def test_default_tokens_write_memory_over(chunk: int) -> None:
 
 def test_default_tokens_of_a_large_model_are_fewer() -> None:
     assert len(default_tokens(GeckoConfig.preset("7b"))) == 64
+
+
+@pytest.mark.parametrize("share, passed", [(1.4, True), (1.6, False)])
+def test_a_16_bit_library_is_held_to_pytorch_in_that_type(share: float, passed: bool) -> None:
+    """On each path by what PyTorch loses there; operations a path keeps to itself are left out."""
+    generator = np.random.default_rng(0)
+    exact, noise = generator.standard_normal((2, 9, 7))
+    paths = {}
+    for path, ops in (("prefill", ["embed", "output.logits"]), ("decode", ["output.logits"])):
+        lost, found = Comparison(0, 9), Comparison(0, 9)
+        scale = 0.01 if path == "prefill" else 0.02
+        wanted = dict.fromkeys(ops, exact)
+        lost.add(dict.fromkeys(ops, exact + scale * noise), wanted, np.arange(8) % 7)
+        found.add(dict.fromkeys(ops, exact - share * scale * noise), wanted, np.arange(8) % 7)
+        paths |= {path: found, f"rounded {path}": lost}
+    report = make_report({}, paths, config_of(64), "q0bf16", checkpoint=False, text=None)
+    assert report.failed == ([] if passed else ["output.logits"])
+    logits = report.ops[1]
+    assert logits.tolerances["decode"] == pytest.approx(2 * logits.tolerances["prefill"], rel=1e-6)
+    text = "\n".join(table(report))
+    assert f"the library's is {share:.2f} of it" in text
+    assert "inside another kernel" in text.split("output.logits")[0]
