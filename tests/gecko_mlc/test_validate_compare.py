@@ -126,7 +126,7 @@ def test_a_16_bit_library_is_held_to_pytorch_in_that_type(share: float, passed: 
     """On each path by what PyTorch loses there; operations a path keeps to itself are left out."""
     generator = np.random.default_rng(0)
     exact, noise = generator.standard_normal((2, 9, 7))
-    paths = {}
+    paths: dict[str, Comparison] = {}
     for path, ops in (("prefill", ["embed", "output.logits"]), ("decode", ["output.logits"])):
         lost, found = Comparison(0, 9), Comparison(0, 9)
         scale = 0.01 if path == "prefill" else 0.02
