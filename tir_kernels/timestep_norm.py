@@ -19,14 +19,10 @@ from .vector_math import f32, rsqrt
 from .vector_unit import VectorUnit
 
 
-def forgotten(log_beta, steps):
-    """1 - beta^steps, in double; log_beta is a number or an expression in double."""
-    return T.float64(1) - T.exp(T.Cast("float64", steps) * log_beta)
-
-
-def bias_correction(log_beta, count):
+def bias_correction(beta: float, count):
     """1/(1 - beta^count), in double, rounded once to float32."""
-    return T.Cast("float32", T.float64(1) / forgotten(log_beta, count))
+    power = T.exp(T.Cast("float64", count) * T.float64(math.log(beta)))
+    return T.Cast("float32", T.float64(1) / (T.float64(1) - power))
 
 
 def stepped(gain, average, value):
@@ -48,8 +44,8 @@ class _Moments:
 
         @T.inline
         def bias_corrections(Correction, count):
-            Correction[0] = bias_correction(math.log(beta1), count)
-            Correction[1] = bias_correction(math.log(beta2), count)
+            Correction[0] = bias_correction(beta1, count)
+            Correction[1] = bias_correction(beta2, count)
 
         @T.inline
         def advance(Correction, Mean, Var, row, state_mean, state_var, layer, slot, g):

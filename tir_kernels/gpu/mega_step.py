@@ -12,15 +12,16 @@ import math
 
 from tvm.script import tirx as T
 
-from ..timestep_norm import bias_correction, stepped
+from ..timestep_norm import stepped
 from ..vector_math import f32, total
+from .dependent_launch import DependentLaunch
 from .reduce import WARP, shuffle, warp_reduce
-from .timestep_norm import GroupMoments
+from .timestep_norm import GroupMoments, forgotten
 from .vectors import Vectors, vector_width
 
 _MAX_THREADS = 1024
 _OWN_MODES = 4
-_CTAS = 512  # that a large batch is divided among: four for each multiprocessor
+_CTAS = 1024  # that a large batch is divided among
 
 
 class _Step:
@@ -34,43 +35,47 @@ class _Step:
         logs = [math.log(beta) for beta in betas]
 
         @T.inline
-        def averages(
-            X, PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, Result
-        ):
-            """The state one step on; Result[0] is the centre in lane 0 and the scale in lane 1.
+        def prepare(
+            PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, Before,
+            Known, at,
+        ):  # fmt: skip
+            """What needs no x: lane 0 is for the mean, lane 1 for the variance."""
+            Before[at] = f32(0.0)
+            if Slots[row] >= 0:
+                if lane == 0:
+                    Before[at] = StateMean[index, Slots[row], group]
+                if lane == 1:
+                    Before[at] = StateVar[index, Slots[row], group]
+            log_beta = T.meta_var(T.Select(lane == 0, f32(logs[0]), f32(logs[1])))
+            steps = T.meta_var(PriorCount[0] + Position[T.max(Slots[row], 0)] + 1)
+            Known[at] = forgotten(log_beta, steps)
 
-            The two corrections, in double, are the longest part: they are taken side by side.
-            """
+        @T.inline
+        def averages(
+            X, Slots, StateMean, StateVar, index, row, group, lane, Before, Known, at, Result
+        ):
+            """The state one step on; Result[0] is the centre in lane 0 and the scale in lane 1."""
             values = T.alloc_local((share.elements,), "float32")
             mean = T.alloc_local((1,), "float32")
             var = T.alloc_local((1,), "float32")
-            before = T.alloc_local((1,), "float32")
-            slot: T.int32 = T.max(Slots[row], 0)
             for i in T.unroll(share.rounds):
                 if share.first(i, lane % lanes) < size:
                     floats.load_row(
                         values, i * width, X, row, group * size + share.first(i, lane % lanes)
                     )
-            before[0] = f32(0.0)
-            if Slots[row] >= 0:
-                if lane == 0:
-                    before[0] = StateMean[index, slot, group]
-                if lane == 1:
-                    before[0] = StateVar[index, slot, group]
-            log_beta = T.meta_var(T.Select(lane == 0, T.float64(logs[0]), T.float64(logs[1])))
-            correction: T.float32 = bias_correction(log_beta, PriorCount[0] + Position[slot] + 1)
             share.moments(values, 0, mean, var, lane % lanes)
             gain = T.meta_var(T.Select(lane == 0, f32(1.0 - betas[0]), f32(1.0 - betas[1])))
-            after: T.float32 = stepped(gain, before[0], T.Select(lane == 0, mean[0], var[0]))
+            after: T.float32 = stepped(gain, Before[at], T.Select(lane == 0, mean[0], var[0]))
             if Slots[row] >= 0:
                 if lane == 0:
-                    StateMean[index, slot, group] = after
+                    StateMean[index, Slots[row], group] = after
                 if lane == 1:
-                    StateVar[index, slot, group] = after
-            Result[0] = after * correction
+                    StateVar[index, Slots[row], group] = after
+            Result[0] = after / Known[at]
             if lane == 1:
                 Result[0] = T.rsqrt(Result[0] + f32(eps))
 
+        self.prepare = prepare
         self.averages = averages
 
 
@@ -83,12 +88,15 @@ def timenorm_step(
     norms: int,
     batch: int,
     dtype: str,
+    dependent: bool = False,
 ):
     """y [B, D] = the norm of x [B, D] float32; state mean, var [layers+1, slots, G].
 
-    A warp for each row and group.
+    A warp for each row and group. ``dependent``: see ``DependentLaunch``; states and positions
+    must not have been written since the last plain launch.
     """
     size = dim // groups
+    launch = DependentLaunch(dependent)
     step = _Step(dim, groups, betas, eps)
     width = vector_width(dtype, size)
     pieces = size // width
@@ -107,7 +115,7 @@ def timenorm_step(
         index: T.int64,
         y: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         num_slots = T.int64()
         X = T.match_buffer(x, (batch, dim), "float32")
         W = T.match_buffer(weight, (dim,), "float32")
@@ -121,13 +129,21 @@ def timenorm_step(
         T.device_entry()
         group, row = T.cta_id([groups, batch])
         lane = T.thread_id([WARP])
+        before = T.alloc_local((1,), "float32")
+        known = T.alloc_local((1,), "float32")
         result = T.alloc_local((1,), "float32")
         values = T.alloc_local((width,), "float32")
         weights = T.alloc_local((width,), "float32")
         shifts = T.alloc_local((width,), "float32")
         normal = T.alloc_local((width,), dtype)
+        launch.let_next_start()
+        step.prepare(
+            PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, before,
+            known, 0,
+        )  # fmt: skip
+        launch.wait()
         step.averages(
-            X, PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, result
+            X, Slots, StateMean, StateVar, index, row, group, lane, before, known, 0, result
         )
         centre: T.float32 = shuffle(result[0], 0)
         scale: T.float32 = shuffle(result[0], 1)
@@ -155,13 +171,17 @@ def timenorm_cema_step(
     layers: int,
     batch: int,
     dtype: str,
+    dependent: bool = False,
 ):
     """o [B, D] = the norm of x [B, D] float32; y [B, D] float32 = the EMA of o.
 
     p [D, N], q and gamma [D, N, 2]; state mean, var [layers+1, slots, G] at ``index``, h [layers,
-    slots, D, N, 2] at ``layer``. The modes of a channel go across adjacent lanes.
+    slots, D, N, 2] at ``layer``. The modes of a channel go across adjacent lanes. ``dependent``:
+    see ``DependentLaunch``; states and positions must not have been written since the last plain
+    launch.
     """
     size = dim // groups
+    launch = DependentLaunch(dependent)
     step = _Step(dim, groups, betas, eps)
     # Lanes of a channel: a power of two that leaves each of them ``_OWN_MODES`` modes or more.
     lanes = max(
@@ -173,6 +193,8 @@ def timenorm_cema_step(
     turns = -(-size // channels)
     rows = max(n for n in range(1, max(1, batch * groups // _CTAS) + 1) if batch % n == 0)
     reduce = warp_reduce(total, lanes)
+    warps = threads // WARP
+    norm_turns = -(-rows // warps)
     reals, complexes = Vectors(own, "float32"), Vectors(2 * own, "float32")
 
     @T.prim_func(private=True)
@@ -194,7 +216,7 @@ def timenorm_cema_step(
         o: T.handle,
         y: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         num_slots = T.int64()
         X = T.match_buffer(x, (batch, dim), "float32")
         W = T.match_buffer(weight, (dim,), "float32")
@@ -219,6 +241,8 @@ def timenorm_cema_step(
         tx = T.thread_id([threads])
         Centre = T.alloc_shared((rows,), "float32")
         Scale = T.alloc_shared((rows,), "float32")
+        before = T.alloc_local((norm_turns,), "float32")
+        known = T.alloc_local((norm_turns,), "float32")
         result = T.alloc_local((1,), "float32")
         ps = T.alloc_local((own,), "float32")
         qs = T.alloc_local((2 * own,), "float32")
@@ -230,10 +254,8 @@ def timenorm_cema_step(
 
         @T.inline
         def fetch(channel):
-            """All that the channel needs, asked for before anything is waited for."""
+            """All that the channel needs but x."""
             first = T.meta_var(channel * modes + tx % lanes * own)
-            for r in T.unroll(rows):
-                xs[r] = X[part * rows + r, channel]
             affine[0] = W[channel]
             affine[1] = B[channel]
             reals.load(ps, 0, Ps, first)
@@ -246,6 +268,11 @@ def timenorm_cema_step(
                 else:
                     for j in T.unroll(2 * own):
                         hs[r * 2 * own + j] = f32(0.0)
+
+        @T.inline
+        def read(channel):
+            for r in T.unroll(rows):
+                xs[r] = X[part * rows + r, channel]
 
         @T.inline
         def advance(channel, exists):
@@ -278,15 +305,25 @@ def timenorm_cema_step(
                         Normal[row, channel] = rounded
                         Y[row, channel] = value + emitted[0]
 
+        launch.let_next_start()
         # Past the group's end, its last channel again.
         first = T.meta_var(T.min(tx // lanes, size - 1))
         fetch(group * size + first)
-        for i in T.serial(T.ceildiv(rows * WARP, threads)):
-            r = T.meta_var(i * (threads // WARP) + tx // WARP)
+        for i in T.unroll(norm_turns):
+            r = T.meta_var(i * warps + tx // WARP)
+            if r < rows:
+                step.prepare(
+                    PriorCount, Slots, Position, StateMean, StateVar, index, part * rows + r,
+                    group, tx % WARP, before, known, i,
+                )  # fmt: skip
+        launch.wait()
+        read(group * size + first)
+        for i in T.unroll(norm_turns):
+            r = T.meta_var(i * warps + tx // WARP)
             if r < rows:
                 step.averages(
-                    X, PriorCount, Slots, Position, StateMean, StateVar, index, part * rows + r,
-                    group, tx % WARP, result,
+                    X, Slots, StateMean, StateVar, index, part * rows + r, group, tx % WARP,
+                    before, known, i, result,
                 )  # fmt: skip
                 if tx % WARP == 0:
                     Centre[r] = result[0]
@@ -297,6 +334,7 @@ def timenorm_cema_step(
         for i in T.serial(turns - 1):
             channel = T.meta_var((i + 1) * channels + tx // lanes)
             fetch(group * size + T.min(channel, size - 1))
+            read(group * size + T.min(channel, size - 1))
             advance(group * size + T.min(channel, size - 1), channel < size)
 
     return timenorm_cema_step

@@ -10,20 +10,18 @@ from ..vector_math import f32, total
 from .reduce import WARP, cta_reduce
 from .vectors import Vectors, vector_width
 
-_MAX_THREADS = 512
-
 
 class _Group:
-    """How the threads of a CTA share the ``size`` features of one group.
+    """How the threads of a CTA, at most so many, share the ``size`` features of one group.
 
     In each of ``rounds`` rounds a thread takes ``width`` adjacent features; ``width`` also divides
     ``strides``, so that an access of that many elements of dtype is aligned in every tensor.
     """
 
-    def __init__(self, size: int, dtype: str, *strides: int):
-        self.size, self.width = size, vector_width(dtype, size, *strides)
+    def __init__(self, threads: int, size: int, dtype: str, *strides: int):
+        self.width = vector_width(dtype, size, *strides)
         pieces = size // self.width
-        self.threads = min(_MAX_THREADS, -(-pieces // WARP) * WARP)
+        self.threads = min(threads, -(-pieces // WARP) * WARP)
         self.rounds = -(-pieces // self.threads)
 
     def first(self, i, tx):
@@ -38,7 +36,7 @@ def rms_norm(dim: int, groups: int, eps: float, dtype: str):
     x, y [m, D]; weight [D] already has the one added that checkpoints leave out.
     """
     size = dim // groups
-    span = _Group(size, dtype)
+    span = _Group(256, size, dtype)
     width, threads, rounds = span.width, span.threads, span.rounds
     reduce = cta_reduce(total, threads)
     elements, floats = Vectors(width, dtype), Vectors(width, "float32")
@@ -89,7 +87,7 @@ def layer_norm(dim: int, groups: int, eps: float, projected: int, dtype: str):
     features; the weight has the one added that checkpoints leave out, the variance is the biased.
     """
     size, offset = dim // groups, projected - dim
-    span = _Group(size, "float32", projected, offset)
+    span = _Group(512, size, "float32", projected, offset)
     width, threads, rounds = span.width, span.threads, span.rounds
     reduce = cta_reduce(total, threads)
     elements, floats = Vectors(width, dtype), Vectors(width, "float32")

@@ -5,7 +5,7 @@ steps. ``stats`` takes the moments u of each step and what each block by itself 
 averages; ``apply`` sums what the blocks before its own added, scans its own with a lane for each
 step, and normalises.
 
-An average that goes on by n steps is written a + (added - (1 - b^n) a), with 1 - b^n from double:
+An average that goes on by n steps is written a + (added - (1 - b^n) a), with 1 - b^n from expm1:
 float32 does not hold b^n well enough for averages that settle.
 """
 
@@ -16,7 +16,6 @@ import math
 
 from tvm.script import tirx as T
 
-from ..timestep_norm import bias_correction, forgotten
 from ..vector_math import f32, total
 from .reduce import WARP, shuffle_up, warp_reduce
 from .vectors import Vectors, vector_width
@@ -77,7 +76,14 @@ def _groups_of_cta(dim: int, groups: int) -> int:
     return next(n for n in range(most, 0, -1) if groups % n == 0)
 
 
-def _decay(beta: float, steps):
+def forgotten(log_beta, steps):
+    """1 - beta^steps, in float32; log_beta is a number or an expression."""
+    return f32(0.0) - T.call_pure_extern(
+        "float32", "expm1f", T.Cast("float32", steps) * T.Cast("float32", log_beta)
+    )
+
+
+def decay(beta: float, steps):
     """beta^steps as a weight, in float32."""
     return T.exp(T.Cast("float32", steps) * f32(math.log(beta)))
 
@@ -116,8 +122,8 @@ def stats(
         for i in T.serial(T.ceildiv(part, _WARPS)):
             g = T.meta_var(i * _WARPS + tx // WARP)
             if g < part:
-                decay = T.meta_var(_decay(beta, BLOCK - 1 - tx % WARP))
-                sums[0] = f32(1.0 - beta) * decay * Block[index, g, tx % WARP]
+                fading = T.meta_var(decay(beta, BLOCK - 1 - tx % WARP))
+                sums[0] = f32(1.0 - beta) * fading * Block[index, g, tx % WARP]
                 reduce(sums)
                 if tx % WARP == 0:
                     if k == 0:
@@ -301,66 +307,46 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
     mean, var [layers+1, slots, G] become those after the last step.
     """
     size, part = dim // groups, _groups_of_cta(dim, groups)
-    width = vector_width("float32", size)
+    width = vector_width(dtype, size)
     pieces = part * size // width  # of a row of the CTA's groups
     turns = -(-BLOCK * pieces // _THREADS)
-    batch = min(turns, _IN_FLIGHT)
-    of_warp = -(-part // _WARPS)  # groups
+    batch = min(turns, max(1, _IN_FLIGHT * vector_width("float32") // width))
     floats, elements = Vectors(width, "float32"), Vectors(width, dtype)
     reduce = warp_reduce(total)
 
     @T.inline
-    def tables(index, beta, Forgotten, Correction, count, k, warp, tx):
-        """1 - b^n for n = 1..BLOCK steps and for the steps before block k, and the corrections."""
-        lane = T.meta_var(tx % WARP)
-        if tx // WARP == warp:
-            Forgotten[index, lane] = T.Cast("float32", forgotten(math.log(beta), lane + 1))
-        if tx // WARP == warp + 1:
-            Correction[index, lane] = bias_correction(math.log(beta), count + lane + 1)
-        if tx == (warp + 2) * WARP:
-            Forgotten[index, BLOCK] = T.Cast("float32", forgotten(math.log(beta), k * BLOCK))
-
-    @T.inline
-    def gather(index, beta, Moments, Added, Start, Carried, Step, first_group, m, k, tx):
-        """The averages before the sequence, what lane by lane has been added since, the moments."""
-        lane = T.meta_var(tx % WARP)
-        for i in T.unroll(of_warp):
-            group = T.meta_var(first_group + T.min(i * _WARPS + tx // WARP, part - 1))
-            Start[index, i] = Added[index, group, 0]
-            Step[index, i] = Moments[index, group, T.min(k * BLOCK + lane, m - 1)]
-            Carried[index, i] = f32(0.0)
-            for j in T.serial(k // WARP + 1):
-                block = T.meta_var(j * WARP + lane)
-                if block > 0 and block <= k:
-                    decay = T.meta_var(_decay(beta, (k - block) * BLOCK))
-                    Carried[index, i] = Carried[index, i] + decay * Added[index, group, block]
-
-    @T.inline
     def averages(
-        index, beta, finish, Forgotten, Correction, Start, Carried, Step, State, Result, slot,
-        layer, first_group, m, k, tx,
+        index, beta, finish, Moments, Added, State, Result, slot, layer, count, first_group, m, k,
+        tx,
     ):  # fmt: skip
-        """Result[g, t] from the average after each step t of block k, with decay beta.
+        """Result[g, t] from the corrected average after each step t of block k, with decay beta.
 
         A warp for each group, a lane for each step.
         """
         carried = T.alloc_local((1,), "float32")
         scanned = T.alloc_local((1,), "float32")
         lane = T.meta_var(tx % WARP)
-        for i in T.unroll(of_warp):
+        step = T.meta_var(k * BLOCK + lane)
+        for i in T.serial(T.ceildiv(part, _WARPS)):
             g = T.meta_var(i * _WARPS + tx // WARP)
-            carried[0] = Carried[index, i]
-            reduce(carried)
-            carried[0] = Start[index, i] + (carried[0] - Forgotten[index, BLOCK] * Start[index, i])
-            scanned[0] = f32(1.0 - beta) * Step[index, i]
-            for n in T.unroll(WARP.bit_length() - 1):
-                before: T.float32 = shuffle_up(scanned[0], 1 << n)
-                if lane >= 1 << n:
-                    scanned[0] = scanned[0] + _decay(beta, 1 << n) * before
-            average: T.float32 = carried[0] + (scanned[0] - Forgotten[index, lane] * carried[0])
             if g < part:
-                Result[g, lane] = finish(average * Correction[index, lane])
-                if k * BLOCK + lane == m - 1:
+                start: T.float32 = Added[index, first_group + g, 0]
+                carried[0] = f32(0.0)
+                for j in T.serial(k // WARP + 1):
+                    block = T.meta_var(j * WARP + lane)
+                    if block > 0 and block <= k:
+                        fading = T.meta_var(decay(beta, (k - block) * BLOCK))
+                        carried[0] = carried[0] + fading * Added[index, first_group + g, block]
+                reduce(carried)
+                scanned[0] = f32(1.0 - beta) * Moments[index, first_group + g, T.min(step, m - 1)]
+                for n in T.unroll(WARP.bit_length() - 1):
+                    before: T.float32 = shuffle_up(scanned[0], 1 << n)
+                    if lane >= 1 << n:
+                        scanned[0] = scanned[0] + decay(beta, 1 << n) * before
+                added: T.float32 = scanned[0] + decay(beta, lane + 1) * carried[0]
+                average: T.float32 = start + (added - forgotten(math.log(beta), step + 1) * start)
+                Result[g, lane] = finish(average / forgotten(math.log(beta), count + step + 1))
+                if step == m - 1:
                     State[layer, slot, first_group + g] = average
 
     @T.prim_func(private=True)
@@ -397,29 +383,30 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
         tx = T.thread_id([_THREADS])
         # The last rows were read last and are the likeliest to be in the cache still.
         k = T.meta_var(T.ceildiv(m, BLOCK) - 1 - from_last)
-        Forgotten = T.alloc_shared((2, BLOCK + 1), "float32")
-        Correction = T.alloc_shared((2, BLOCK), "float32")
         Centre = T.alloc_shared((part, BLOCK), "float32")
         Scale = T.alloc_shared((part, BLOCK), "float32")
-        start = T.alloc_local((2, of_warp), "float32")
-        carried = T.alloc_local((2, of_warp), "float32")
-        step = T.alloc_local((2, of_warp), "float32")
         values = T.alloc_local((batch * width,), "float32")
         weights = T.alloc_local((width,), "float32")
         shifts = T.alloc_local((width,), "float32")
         normal = T.alloc_local((width,), dtype)
-
-        @T.inline
-        def fetch(turn):
+        slot: T.int32 = Slots[0]
+        count: T.int32 = PriorCount[0] + Position[slot]
+        averages(
+            0, betas[0], lambda mean: mean, Moments, Added, Mean, Centre, slot, layer, count,
+            cta * part, m, k, tx,
+        )  # fmt: skip
+        averages(
+            1, betas[1], lambda var: T.rsqrt(var + f32(eps)), Moments, Added, Var, Scale, slot,
+            layer, count, cta * part, m, k, tx,
+        )  # fmt: skip
+        T.tvm_storage_sync("shared")
+        for turn in T.serial(T.ceildiv(turns, batch)):
             for n in T.unroll(batch):
                 # Past the end, the last step again.
                 item = T.meta_var((turn * batch + n) * _THREADS + tx)
                 row = T.meta_var(T.min(k * BLOCK + item // pieces, m - 1))
                 column = T.meta_var(cta * part * size + item % pieces * width)
                 floats.load_row(values, n * width, X, row, column)
-
-        @T.inline
-        def normalise(turn):
             for n in T.unroll(batch):
                 item = T.meta_var((turn * batch + n) * _THREADS + tx)
                 row = T.meta_var(k * BLOCK + item // pieces)
@@ -430,33 +417,8 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
                     centre: T.float32 = Centre[item % pieces * width // size, item // pieces]
                     scale: T.float32 = Scale[item % pieces * width // size, item // pieces]
                     for j in T.unroll(width):
-                        normal[j] = T.Cast(
-                            dtype,
-                            (values[n * width + j] - centre) * scale * weights[j] + shifts[j],
-                        )
+                        value = T.meta_var((values[n * width + j] - centre) * scale)
+                        normal[j] = T.Cast(dtype, value * weights[j] + shifts[j])
                     elements.store_row(Y, row, column, normal, 0)
-
-        # Everything from memory is asked for before the first wait.
-        fetch(0)
-        gather(0, betas[0], Moments, Added, start, carried, step, cta * part, m, k, tx)
-        gather(1, betas[1], Moments, Added, start, carried, step, cta * part, m, k, tx)
-        slot: T.int32 = Slots[0]
-        count: T.int32 = PriorCount[0] + Position[slot] + k * BLOCK
-        tables(0, betas[0], Forgotten, Correction, count, k, 0, tx)
-        tables(1, betas[1], Forgotten, Correction, count, k, 3, tx)
-        T.tvm_storage_sync("shared")
-        averages(
-            0, betas[0], lambda mean: mean, Forgotten, Correction, start, carried, step, Mean,
-            Centre, slot, layer, cta * part, m, k, tx,
-        )  # fmt: skip
-        averages(
-            1, betas[1], lambda var: T.rsqrt(var + f32(eps)), Forgotten, Correction, start,
-            carried, step, Var, Scale, slot, layer, cta * part, m, k, tx,
-        )  # fmt: skip
-        T.tvm_storage_sync("shared")
-        normalise(0)
-        for turn in T.serial(T.ceildiv(turns, batch) - 1):
-            fetch(turn + 1)
-            normalise(turn + 1)
 
     return timenorm_apply

@@ -16,7 +16,7 @@ from tir_kernels.gpu import mega_step, timestep_norm
 from .test_norms import ROUNDING, rounded, unwritten
 
 # Groups of half a warp's vectors, of many of them, of odd sizes and numbers.
-GROUPINGS = [(512, 8, "bfloat16"), (2100, 3, "float16"), (130, 13, "float32"), (60, 4, "bfloat16")]
+GROUPINGS = [(512, 8, "bfloat16"), (2100, 3, "float16"), (130, 13, "float32")]
 
 
 class Prefill:
@@ -85,8 +85,10 @@ def test_prefill_of_more_blocks_than_a_warp_has_lanes() -> None:
     assert_near(var[1, 1], wanted_var, 2e-6)
 
 
-@pytest.mark.parametrize("rescale", [False, True])
-@pytest.mark.parametrize(("dim", "groups", "dtype"), GROUPINGS[1:])
+@pytest.mark.parametrize(
+    ("dim", "groups", "dtype", "rescale"),
+    [(512, 8, "bfloat16", False), (130, 13, "float32", True), (60, 4, "float16", True)],
+)
 def test_residual(dim: int, groups: int, dtype: str, rescale: bool) -> None:
     rng = np.random.default_rng(dim)
     state = NormState(rng, dim, groups)
@@ -127,49 +129,47 @@ def test_step(dim: int, groups: int, dtype: str) -> None:
         assert (mean == state.mean).all() and (var == state.var).all(), "another slot was changed"
 
 
-@pytest.mark.parametrize("count", [1, 2, 10, 10_000, 4_000_000])
-def test_bias_correction(count: int) -> None:
+def test_bias_correction() -> None:
     """From averages of a constant input, bias-corrected, comes that constant: y is exactly known.
 
-    A correction taken in float32 is off by 1.7e-4 at count 1.
+    A correction taken from a power in float32 is off by 1.7e-4 at count 1.
     """
-    x = np.array([[1.0, 5.0, -2.0, 4.0]], np.float32)  # groups with mean 3, 1 and variance 4, 9
-    corrections = [-math.expm1(count * math.log(beta)) for beta in BETAS]
-    before = [-math.expm1((count - 1) * math.log(beta)) for beta in BETAS]
-    mean = (np.array([[[3.0, 1.0]]]) * before[0]).astype(np.float32)
-    var = (np.array([[[4.0, 9.0]]]) * before[1]).astype(np.float32)
-    wanted = np.array([-2.0, 2.0, -3.0, 3.0]) / np.sqrt(np.array([4.0, 4.0, 9.0, 9.0]) + EPS)
-    given = (
-        np.ones(4, np.float32), np.zeros(4, np.float32), np.array([0], np.int32),
-        np.array([0], np.int32), np.array([count - 1], np.int32), mean, var, 0,
-    )  # fmt: skip
+    prefill = Prefill(4, 2, 1, "float32", delta=False)
     step = GpuKernel(mega_step.timenorm_step(4, 2, BETAS, EPS, 1, 1, "float32"))
-    for y, new_mean, new_var in (
-        Prefill(4, 2, 1, "float32", delta=False)(x, [], *given)[1:],
-        step(x, *given, poisoned(1, 4), writes=(-1, 6, 7)),
-    ):
-        np.testing.assert_allclose(y[0], wanted, rtol=1e-6)
-        np.testing.assert_allclose(new_mean[0, 0], [3 * corrections[0], corrections[0]], rtol=1e-6)
-        np.testing.assert_allclose(
-            new_var[0, 0], [4 * corrections[1], 9 * corrections[1]], rtol=1e-6
-        )
+    x = np.array([[1.0, 5.0, -2.0, 4.0]], np.float32)  # groups with mean 3, 1 and variance 4, 9
+    wanted = np.array([-2.0, 2.0, -3.0, 3.0]) / np.sqrt(np.array([4.0, 4.0, 9.0, 9.0]) + EPS)
+    for count in (1, 2, 10, 10_000, 4_000_000):
+        corrections = [-math.expm1(count * math.log(beta)) for beta in BETAS]
+        before = [-math.expm1((count - 1) * math.log(beta)) for beta in BETAS]
+        mean = (np.array([[[3.0, 1.0]]]) * before[0]).astype(np.float32)
+        var = (np.array([[[4.0, 9.0]]]) * before[1]).astype(np.float32)
+        given = (
+            np.ones(4, np.float32), np.zeros(4, np.float32), np.array([0], np.int32),
+            np.array([0], np.int32), np.array([count - 1], np.int32), mean, var, 0,
+        )  # fmt: skip
+        for y, new_mean, new_var in (
+            prefill(x, [], *given)[1:],
+            step(x, *given, poisoned(1, 4), writes=(-1, 6, 7)),
+        ):
+            np.testing.assert_allclose(y[0], wanted, rtol=1e-6)
+            wanted_mean, wanted_var = np.outer(corrections, [1, 1]) * [[3, 1], [4, 9]]
+            np.testing.assert_allclose(new_mean[0, 0], wanted_mean, rtol=1e-6)
+            np.testing.assert_allclose(new_var[0, 0], wanted_var, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 96])
-def test_averages_hold_over_many_calls(rows: int) -> None:
-    """After 400 calls the averages are the float64 ones: a rounded beta^n would show.
+def test_averages_hold_over_many_calls() -> None:
+    """Averages that have settled stay the float64 ones, where an error in the decay is largest.
 
-    float32(0.9999) stands for an average that settles 1.7e-4 too low.
+    With float32(0.9999) for beta the variance would be off by 3e-5 after these steps.
     """
     rng = np.random.default_rng(5)
     prefill = Prefill(8, 2, 1, "float32", delta=False)
     weight, bias = np.ones(8, np.float32), np.zeros(8, np.float32)
-    # Averages that have settled already, where an error in the decay is at its largest.
     start = 1_000_000
     mean, var = np.full((1, 1, 2), 2.0, np.float32), np.full((1, 1, 2), 1.0, np.float32)
     wanted_mean, wanted_var = exact(mean[0]), exact(var[0])
-    for _ in range(400):
-        x = (rng.standard_normal((rows, 8)) + 2.0).astype(np.float32)
+    for _ in range(60):
+        x = (rng.standard_normal((33, 8)) + 2.0).astype(np.float32)
         _, y, mean, var = prefill(
             x, [], weight, bias, np.array([0], np.int32), np.array([0], np.int32),
             np.array([start], np.int32), mean, var, 0,
@@ -177,7 +177,7 @@ def test_averages_hold_over_many_calls(rows: int) -> None:
         wanted, wanted_mean, wanted_var = ops.timestep_decay_norm(
             exact(x)[None], wanted_mean, wanted_var, start, exact(weight), exact(bias), *BETAS, EPS
         )
-        start += rows
-    np.testing.assert_allclose(mean[0, 0], wanted_mean[0].numpy(), rtol=1e-5)
-    np.testing.assert_allclose(var[0, 0], wanted_var[0].numpy(), rtol=1e-5)
-    assert_near(y, wanted[0].numpy(), 1e-5)
+        start += 33
+    np.testing.assert_allclose(mean[0, 0], wanted_mean[0].numpy(), rtol=3e-6)
+    np.testing.assert_allclose(var[0, 0], wanted_var[0].numpy(), rtol=3e-6)
+    assert_near(y, wanted[0].numpy(), 3e-6)
