@@ -31,21 +31,21 @@ class Case:
     swiglu: bool = True
     scaled: bool = False
     sms: int = 3
-    warps: int = 4
-    row_tiles: int = 1
+    max_tiles: int = 16
 
     @property
-    def spread(self) -> dict[str, int]:
-        return {"sms": self.sms, "warps": self.warps, "row_tiles": self.row_tiles}
+    def how(self) -> dict:
+        spread = skinny.Spread(self.sms, max_tiles=self.max_tiles, max_warps=4)
+        return {"dependent": self.batch == 1, "spread": spread}
 
     def norm(self, centred: bool) -> skinny.Norm:
         return skinny.Norm(self.dim, self.groups, EPS, centred)
 
 
 CASES = {
-    "one row": Case(1, "bfloat16", 256, 512, 20, 40, scaled=True),
-    "four rows": Case(4, "float16", 128, 256, 24, 33, sms=2),
-    "many rows": Case(32, "bfloat16", 128, 192, 8, 24, row_tiles=2),
+    "one row": Case(1, "bfloat16", 256, 512, 20, 40, scaled=True, max_tiles=2),
+    "four rows": Case(4, "float16", 128, 256, 24, 33, sms=2, max_tiles=4),
+    "many rows": Case(32, "bfloat16", 128, 192, 8, 24),
     "an SM for each tile": Case(8, "float16", 128, 128, 8, 16, swiglu=False, sms=132),
     "odd shape": Case(4, "bfloat16", 36, 50, 6, 23, swiglu=False),
     "groups": Case(1, "float16", 256, 128, 6, 23, groups=4),
@@ -109,7 +109,7 @@ def test_projections(case: Case) -> None:
             case.value_dim,
             case.z_dim,
             case.dtype,
-            **case.spread,
+            **case.how,
         )
     )
     o, y = numbers.rounded(case.batch, case.dim), numbers.floats(case.batch, case.dim)
@@ -141,7 +141,7 @@ def test_wh2(case: Case) -> None:
     numbers = Numbers(case, 1)
     offset = case.z_dim + case.value_dim
     kernel = GpuKernel(
-        skinny.wh2_step(case.batch, case.value_dim, case.dim, case.z_dim, case.dtype, **case.spread)
+        skinny.wh2_step(case.batch, case.value_dim, case.dim, case.z_dim, case.dtype, **case.how)
     )
     gated, w = numbers.rounded(case.batch, case.value_dim), numbers.weight(case.dim, case.value_dim)
     projected = numbers.floats(case.batch, offset + case.dim)
@@ -155,7 +155,7 @@ def test_fc1(case: Case) -> None:
     numbers = Numbers(case, 2)
     norm = case.norm(centred=True)
     kernel = GpuKernel(
-        skinny.fc1_step(case.batch, norm, case.hidden, case.swiglu, case.dtype, **case.spread)
+        skinny.fc1_step(case.batch, norm, case.hidden, case.swiglu, case.dtype, **case.how)
     )
     # A mean far from zero costs the variance no digits.
     out = numbers.floats(case.batch, case.dim) + 30.0
@@ -179,7 +179,7 @@ def test_fc2(case: Case) -> None:
     numbers = Numbers(case, 3)
     builder = skinny.fc2_scaled_step if case.scaled else skinny.fc2_step
     inputs = case.value_dim
-    kernel = GpuKernel(builder(case.batch, inputs, case.dim, case.dtype, **case.spread))
+    kernel = GpuKernel(builder(case.batch, inputs, case.dim, case.dtype, **case.how))
     hid, w = numbers.rounded(case.batch, inputs), numbers.weight(case.dim, inputs)
     residual, alpha = numbers.floats(case.batch, case.dim), numbers.floats(case.dim)
     scale = [alpha] if case.scaled else []
@@ -189,14 +189,20 @@ def test_fc2(case: Case) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "dim", "dtype", "shared"),
-    [(2, 256, "float16", 200_000), (32, 1024, "bfloat16", 64_000), (1, 33, "float32", 48_000)],
+    [(2, 256, "float16", 200_000), (32, 1024, "bfloat16", 90_000), (1, 33, "float32", 48_000)],
     ids=["at once", "in chunks", "without tensor cores"],
 )
 def test_logits(batch: int, dim: int, dtype: str, shared: int) -> None:
     rng = np.random.default_rng(4)
     outputs = 101
     kernel = GpuKernel(
-        skinny.logits_step(batch, dim, outputs, dtype, sms=2, warps=4, row_tiles=2, shared=shared)
+        skinny.logits_step(
+            batch,
+            dim,
+            outputs,
+            dtype,
+            spread=skinny.Spread(3, max_tiles=8, max_warps=4, shared=shared),
+        )
     )
     o = rng.standard_normal((batch, dim)).astype(DTYPES[dtype])
     w = (rng.standard_normal((outputs, dim)) / dim**0.5).astype(DTYPES[dtype])

@@ -13,12 +13,14 @@ import functools
 from tvm.script import tirx as T
 
 from ...vector_math import f32, rsqrt, total
+from ..dependent_launch import DependentLaunch
 from ..reduce import WARP, cta_reduce
 from .plan import Plan
 
 FUSED_ROWS = 8
 _THREADS = 256
 _LOADED = 4  # rows whose features are in registers at a time
+_VECTOR = 4  # floats of 16 bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,15 @@ class Norm:
         """From the sum of squared deviations (of squares, for an RMS norm)."""
         return rsqrt(squares / f32(self.size) + f32(self.eps))
 
-    def apply(self, x, mean, scale, parameters, k):
-        """Feature k, normalised; ``parameters`` are the weight and, for a layer norm, the bias."""
+    @property
+    def num_parameters(self) -> int:
+        return 2 if self.centred else 1
+
+    def apply(self, x, mean, scale, parameters):
+        """x normalised; ``parameters`` are its weight and, for a layer norm, its bias."""
         if self.centred:
-            return (x - mean) * scale * parameters[0][k] + parameters[1][k]
-        return x * scale * parameters[0][k]
+            return (x - mean) * scale * parameters[0] + parameters[1]
+        return x * scale * parameters[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,65 +65,90 @@ class Normalised:
     norm: Norm
 
     def fits(self, plan: Plan) -> bool:
-        """Whether ``stage`` can fill shared memory at once: one group, one chunk."""
-        return self.norm.groups == 1 and plan.chunks == 1
+        """Whether ``stage`` can fill shared memory at once: one group, one chunk, whole vectors."""
+        return self.norm.groups == 1 and plan.chunks == 1 and self.norm.dim % _VECTOR == 0
 
     def stage(self, plan: Plan):
-        """Every thread holds its features of up to _LOADED rows in registers."""
+        """An inline (operands, Staged, tx).
+
+        Every thread holds its features of up to _LOADED rows in registers.
+        """
         norm, threads, batch = self.norm, plan.threads, plan.shape.batch
         dtype = plan.shape.dtype
         rows = min(batch, _LOADED)
-        width = next(n for n in (4, 2, 1) if norm.dim % (n * threads) == 0)
-        own = norm.dim // threads
+        runs = -(-norm.dim // (_VECTOR * threads))
+        own = runs * _VECTOR
         reduce = cta_reduce(total, threads, rows)
 
         def feature(tx, i):
-            """The thread's i-th run of ``width`` features."""
-            return (i * threads + tx) * width
+            """The first of the thread's i-th run of features, and whether there is such a run."""
+            first = (i * threads + tx) * _VECTOR
+            return first, first < norm.dim
 
-        def squared(x):
-            return x * x
+        def element(X, row, k):
+            return X[k] if row is None else X[row, k]
 
         @T.inline
-        def stage(operands, Staged, first, tx):
+        def load(X, row, values, at, tx):
+            for i in T.unroll(runs):
+                if feature(tx, i)[1]:
+                    for j in T.vectorized(_VECTOR):
+                        values[at, i * _VECTOR + j] = element(X, row, feature(tx, i)[0] + j)
+                else:
+                    for j in T.unroll(_VECTOR):
+                        values[at, i * _VECTOR + j] = f32(0.0)
+
+        @T.inline
+        def write(values, parameters, mean, scale, b, Staged, row, tx):
+            rounded = T.alloc_local((_VECTOR,), dtype)
+            for i in T.unroll(runs):
+                for j in T.unroll(_VECTOR):
+                    own_parameters = T.meta_var(
+                        [parameters[n, i * _VECTOR + j] for n in range(norm.num_parameters)]
+                    )
+                    rounded[j] = T.Cast(
+                        dtype,
+                        norm.apply(values[b, i * _VECTOR + j], mean[b], scale[b], own_parameters),
+                    )
+                if feature(tx, i)[1]:
+                    for j in T.vectorized(_VECTOR):
+                        Staged[0, row, feature(tx, i)[0] + j] = rounded[j]
+
+        def squared_deviation(values, mean, b, i, tx):
+            deviation = values[b, i] - mean[b]
+            return T.Select(feature(tx, i // _VECTOR)[1], deviation * deviation, f32(0.0))
+
+        @T.inline
+        def stage(operands, Staged, tx):
             values = T.alloc_local((rows, own), "float32")
+            parameters = T.alloc_local((norm.num_parameters, own), "float32")
             mean = T.alloc_local((rows,), "float32")
             scale = T.alloc_local((rows,), "float32")
-            rounded = T.alloc_local((width,), dtype)
             sums = T.alloc_shared((rows, threads // WARP), "float32")
             squares = T.alloc_shared((rows, threads // WARP), "float32")
+            # The weight and, for a layer norm, the bias, under way beside the activations.
+            load(operands[1], None, parameters, 0, tx)
+            load(operands[-1], None, parameters, norm.num_parameters - 1, tx)
             for b0 in T.serial(batch // rows):
                 for b in T.unroll(rows):
-                    for i in T.unroll(own // width):
-                        for j in T.vectorized(width):
-                            values[b, i * width + j] = operands[0][
-                                b0 * rows + b, feature(tx, i) + j
-                            ]
+                    load(operands[0], b0 * rows + b, values, b, tx)
                 for b in T.unroll(rows):
                     mean[b] = total([values[b, i] for i in range(own)])
                 reduce(mean, sums, tx)
                 for b in T.unroll(rows):
                     mean[b] = norm.mean(mean[b])
-                    scale[b] = total([squared(values[b, i] - mean[b]) for i in range(own)])
+                    scale[b] = total(
+                        [squared_deviation(values, mean, b, i, tx) for i in range(own)]
+                    )
                 reduce(scale, squares, tx)
                 for b in T.unroll(rows):
                     scale[b] = norm.scale(scale[b])
-                    for i in T.unroll(own // width):
-                        for j in T.unroll(width):
-                            rounded[j] = T.Cast(
-                                dtype,
-                                norm.apply(
-                                    values[b, i * width + j],
-                                    mean[b],
-                                    scale[b],
-                                    operands[1:],
-                                    feature(tx, i) + j,
-                                ),
-                            )
-                        for j in T.vectorized(width):
-                            Staged[b0 * rows + b, feature(tx, i) + j] = rounded[j]
+                    write(values, parameters, mean, scale, b, Staged, b0 * rows + b, tx)
 
         return stage
+
+    def copy(self, plan: Plan):
+        """Nothing: ``stage`` brings all there is."""
 
     @property
     def found_bytes(self) -> int:
@@ -143,7 +174,8 @@ class Normalised:
         """x[b, k], rounded to ``dtype`` as ``stage`` does."""
         group = b * self.norm.groups + k // self.norm.size
         mean, scale = Found[group * 2], Found[group * 2 + 1]
-        exact = self.norm.apply(operands[0][b, k], mean, scale, operands[1:], k)
+        parameters = [parameter[k] for parameter in operands[1:]]
+        exact = self.norm.apply(operands[0][b, k], mean, scale, parameters)
         return T.Cast("float32", T.Cast(dtype, exact))
 
 
@@ -189,38 +221,43 @@ def _row(norm: Norm, dtype: str):
             for i in T.serial(-(-norm.size // _THREADS)):
                 if i * _THREADS + tx < norm.size:
                     k: T.let = group * norm.size + i * _THREADS + tx
-                    Y[b, k] = T.Cast(dtype, norm.apply(X[b, k], found[0], found[1], parameters, k))
+                    own = T.meta_var([parameter[k] for parameter in parameters])
+                    Y[b, k] = T.Cast(dtype, norm.apply(X[b, k], found[0], found[1], own))
 
     return row
 
 
 @functools.cache
-def rmsnorm_step(batch: int, norm: Norm, dtype: str):
+def rmsnorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
     """y [batch, dim] of ``dtype`` from x [batch, dim] float32 and the norm's weight [dim]."""
     row = _row(norm, dtype)
+    launch = DependentLaunch(dependent)
 
     @T.prim_func(private=True)
     def rmsnorm_step(x: T.handle, weight: T.handle, y: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         X = T.match_buffer(x, (batch, norm.dim), "float32")
         Weight = T.match_buffer(weight, (norm.dim,), "float32")
         Y = T.match_buffer(y, (batch, norm.dim), dtype)
         T.device_entry()
         b = T.cta_id([batch])
         tx = T.thread_id([_THREADS])
+        launch.let_next_start()
+        launch.wait()
         row(X, (Weight,), Y, b, tx)
 
     return rmsnorm_step
 
 
 @functools.cache
-def layernorm_step(batch: int, norm: Norm, dtype: str):
+def layernorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
     """y [batch, dim] of ``dtype`` from x [batch, dim] float32, the norm's weight and bias [dim]."""
     row = _row(norm, dtype)
+    launch = DependentLaunch(dependent)
 
     @T.prim_func(private=True)
     def layernorm_step(x: T.handle, weight: T.handle, bias: T.handle, y: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         X = T.match_buffer(x, (batch, norm.dim), "float32")
         Weight = T.match_buffer(weight, (norm.dim,), "float32")
         Bias = T.match_buffer(bias, (norm.dim,), "float32")
@@ -228,6 +265,8 @@ def layernorm_step(batch: int, norm: Norm, dtype: str):
         T.device_entry()
         b = T.cta_id([batch])
         tx = T.thread_id([_THREADS])
+        launch.let_next_start()
+        launch.wait()
         row(X, (Weight, Bias), Y, b, tx)
 
     return layernorm_step

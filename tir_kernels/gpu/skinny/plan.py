@@ -1,8 +1,7 @@
 """How a product of few rows is spread over the GPU: which outputs, inputs and loads are whose.
 
-A CTA takes a contiguous run of outputs, in tiles of 16 weight rows, the m of an mma. Its warps
-share the inputs of ``row_tiles`` tiles at a time: every SM has enough loads under way however few
-outputs there are.
+A CTA takes a contiguous run of outputs, all at once: each of its warps has a tile of 16 weight
+rows, the m of an mma, or, where there are fewer tiles than warps, a part of a tile's inputs.
 """
 
 from __future__ import annotations
@@ -31,38 +30,40 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """A ``shape`` on tensor cores, on at most ``max_ctas`` CTAs of ``warps`` warps.
+class Spread:
+    """Bounds of a plan. ``sms``: multiprocessors to keep busy; the others are for each CTA.
 
-    A warp has at most ``max_depth`` blocks of 16 rows under way. ``shared`` is how many bytes of
-    shared memory a CTA may use; if the activations do not fit, the inputs are done in chunks.
+    A CTA has at most ``max_tiles`` tiles, and ``max_warps`` warps if it has not more tiles than
+    that; a warp has at most ``max_depth`` blocks of 16 rows under way. ``shared`` is in bytes.
+    """
+
+    sms: int = 132
+    max_tiles: int = 16
+    max_warps: int = 8
+    max_depth: int = 8
+    shared: int = 226 * 1024
+    pad: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A ``shape`` on tensor cores. CTAs have ``least_tiles`` tiles at least.
+
+    If the activations do not fit into shared memory, the inputs are done in chunks.
     """
 
     shape: Shape
-    max_ctas: int
-    warps: int = 8
-    row_tiles: int = 1
-    max_depth: int = 8
-    shared: int = 227 * 1024 - 1024
-    dependent: bool = False
+    spread: Spread
+    least_tiles: int = 1
 
     @property
     def fits(self) -> bool:
         """Whether tensor cores can serve the shape."""
         return (
             self.shape.dtype != "float32"
-            and self.shape.inputs % (self.splits * BLOCK) == 0
-            and self._bytes(self._most_chunks) <= self.shared
+            and self.shape.inputs % BLOCK == 0
+            and any(self._bytes(n) <= self.spread.shared for n in self._possible_chunks)
         )
-
-    @property
-    def threads(self) -> int:
-        return WARP * self.warps
-
-    @property
-    def splits(self) -> int:
-        """Warps that share the inputs of a tile."""
-        return self.warps // self.row_tiles
 
     @property
     def halves(self) -> int:
@@ -76,29 +77,56 @@ class Plan:
 
     @property
     def ctas(self) -> int:
-        return min(self.max_ctas, -(-self.shape.outputs // self.span))
+        """As many as multiprocessors, or a multiple of that."""
+        tiles = -(-self.shape.outputs // self.span)
+        return min(tiles, self.spread.sms * -(-tiles // (self.spread.sms * self.spread.max_tiles)))
 
     @property
-    def rounds(self) -> int:
-        """Times that a CTA's warps take up tiles, at most."""
-        return -(-(self.shape.outputs // self.ctas + 1) // (self.span * self.row_tiles))
+    def tiles(self) -> int:
+        """Tiles of a CTA."""
+        outputs = -(-self.shape.outputs // self.ctas)
+        return max(self.least_tiles, -(-outputs // self.span))
+
+    @property
+    def splits(self) -> int:
+        """Warps that share the inputs of a tile."""
+        blocks = self.shape.inputs // BLOCK
+        most = max(1, self.spread.max_warps // self.tiles)
+        return next(n for n in range(most, 0, -1) if blocks % n == 0)
+
+    @property
+    def warps(self) -> int:
+        return self.tiles * self.splits
+
+    @property
+    def threads(self) -> int:
+        return WARP * self.warps
+
+    @property
+    def items(self) -> int:
+        """Outputs of a CTA, of all rows of the batch."""
+        return self.tiles * self.span * self.shape.batch
 
     @property
     def chunks(self) -> int:
         """Parts of the inputs whose activations are in shared memory at a time."""
-        most = self._most_chunks
-        return next(
-            n for n in range(1, most + 1) if most % n == 0 and self._bytes(n) <= self.shared
-        )
+        return next(n for n in self._possible_chunks if self._bytes(n) <= self.spread.shared)
 
     @property
-    def _most_chunks(self) -> int:
-        return self.shape.inputs // (self.splits * BLOCK)
+    def _possible_chunks(self) -> list[int]:
+        """One, or numbers that leave each warp two blocks of a chunk or more."""
+        units = self.shape.inputs // (self.splits * BLOCK)
+        return [1, *(n for n in range(2, units // 2 + 1) if units % n == 0)]
 
     @property
     def chunk(self) -> int:
         """Inputs of a chunk."""
         return self.shape.inputs // self.chunks
+
+    @property
+    def buffers(self) -> int:
+        """Chunks of activations in shared memory: one is copied while another is multiplied."""
+        return min(self.chunks, 2)
 
     @property
     def slice(self) -> int:
@@ -109,11 +137,12 @@ class Plan:
     def depth(self) -> int:
         """Blocks that a warp has under way."""
         blocks = self.slice // BLOCK
-        return next(n for n in range(min(self.max_depth, blocks), 0, -1) if blocks % n == 0)
+        most = min(self.spread.max_depth, blocks // self.buffers)
+        return next(n for n in range(most, 0, -1) if blocks % n == 0)
 
     @property
     def parts(self) -> int:
-        """Times that a warp's blocks go round their places in shared memory per tile and chunk."""
+        """Times that a warp's blocks go round their places in shared memory per chunk."""
         return self.slice // BLOCK // self.depth
 
     @property
@@ -131,26 +160,23 @@ class Plan:
         return -(-self.shape.batch // 8)
 
     @property
-    def weight_bytes(self) -> int:
-        """Shared memory for weights under way."""
-        return self.warps * self.max_depth * _BLOCK_BYTES
-
-    @property
-    def partial_bytes(self) -> int:
-        """Shared memory for each warp's sums of two tiles."""
-        return 4 * 2 * self.warps * TILE * self.shape.batch
-
-    @property
-    def staged_bytes(self) -> int:
-        """Shared memory for activations."""
-        return _ITEMSIZE * self.shape.batch * self.stride
+    def warp_bytes(self) -> int:
+        """Shared memory for a warp's weights under way and, afterwards, its sums."""
+        return max(self.spread.max_depth * _BLOCK_BYTES, 4 * TILE * self.shape.batch)
 
     @property
     def bytes(self) -> int:
-        return self._bytes(self.chunks)
+        return max(self.spread.pad, self._bytes(self.chunks))
 
     def _bytes(self, chunks: int) -> int:
-        """All shared memory: weights, partial sums, activations, sums kept between chunks."""
-        activations = _ITEMSIZE * self.shape.batch * (self.shape.inputs // chunks + BLOCK)
-        kept = 4 * self.rounds * self.row_tiles * TILE * self.shape.batch if chunks > 1 else 0
-        return self.weight_bytes + self.partial_bytes + kept + activations
+        """All shared memory."""
+        stride = self.shape.inputs // chunks + BLOCK
+        activations = _ITEMSIZE * min(chunks, 2) * self.shape.batch * stride
+        return self.warps * self.warp_bytes + activations
+
+
+def spread_for(batch: int) -> Spread:
+    """What was fastest on an H200 at the 7B shape."""
+    if batch <= 4:
+        return Spread(max_tiles=2)
+    return Spread() if batch == 8 else Spread(max_warps=16, max_depth=4)

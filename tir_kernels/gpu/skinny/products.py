@@ -13,10 +13,12 @@ from collections.abc import Callable
 from tvm.script import tirx as T
 
 from ...vector_math import silu
+from ..dependent_launch import DependentLaunch
+from .ending import Ending
 from .norms import FUSED_ROWS, Norm, Normalised
-from .plan import Plan, Shape
+from .plan import WARP, Plan, Shape, Spread, spread_for
 from .rows import Rows
-from .simt import simt_product
+from .simt import WARPS, simt_product
 from .tensor_core import tensor_core_product
 
 
@@ -34,14 +36,34 @@ class Product:
     run: Callable
 
 
-def _product(shape: Shape, source: Rows | Normalised, finish, ctas: int, options: dict) -> Product:
-    plan = Plan(shape, ctas, **options)
-    if plan.fits and source.fits(plan):
-        run = tensor_core_product(plan, source.stage(plan), finish)
+def _fits(plan: Plan, source: Rows | Normalised) -> bool:
+    return plan.fits and source.fits(plan)
+
+
+def _product(
+    plan: Plan,
+    source: Rows | Normalised,
+    ending: Ending,
+    launch: DependentLaunch,
+    tensor_cores: bool,
+) -> Product:
+    if tensor_cores:
+        run = tensor_core_product(plan, source, ending, launch)
         return Product(plan.ctas, plan.threads, plan.bytes, run)
-    run = simt_product(shape, source, finish, plan.warps)
-    shared = max(16, shape.batch * source.found_bytes)
-    return Product(-(-shape.outputs // plan.warps), plan.threads, shared, run)
+    run = simt_product(plan.shape, source, ending, launch)
+    shared = max(16, plan.shape.batch * source.found_bytes)
+    return Product(-(-plan.shape.outputs // WARPS), WARP * WARPS, shared, run)
+
+
+def _one_product(
+    shape: Shape,
+    source: Rows | Normalised,
+    ending: Ending,
+    launch: DependentLaunch,
+    spread: Spread | None,
+) -> Product:
+    plan = Plan(shape, spread or spread_for(shape.batch))
+    return _product(plan, source, ending, launch, _fits(plan, source))
 
 
 def _normed(norm: Norm, batch: int, dtype: str) -> tuple[Rows | Normalised, str]:
@@ -51,7 +73,13 @@ def _normed(norm: Norm, batch: int, dtype: str) -> tuple[Rows | Normalised, str]
 
 @functools.cache
 def projections_step(
-    batch: int, norm: Norm, value_dim: int, z_dim: int, dtype: str, sms: int = 132, **options
+    batch: int,
+    norm: Norm,
+    value_dim: int,
+    z_dim: int,
+    dtype: str,
+    dependent: bool = False,
+    spread: Spread | None = None,
 ):
     """v = silu(wv o + bias_v) and projected = z | silu(r) | h, each wzrh mx + bias.
 
@@ -62,23 +90,32 @@ def projections_step(
     columns = z_dim + value_dim + dim
     source, source_dtype = _normed(norm, batch, dtype)
 
-    @T.inline
-    def write_v(operands, sums, b, output):
-        operands[1][b, output] = silu(sums[0] + operands[0][output])
+    def bias_of(others, b, output):
+        return others[0][output]
 
     @T.inline
-    def write_projected(operands, sums, b, output):
-        biased: T.let = sums[0] + operands[0][output]
-        operands[1][b, output] = T.Select(
-            T.And(output >= z_dim, output < z_dim + value_dim), silu(biased), biased
+    def write_v(others, sums, b, output):
+        others[1][b, output] = silu(sums[0])
+
+    @T.inline
+    def write_projected(others, sums, b, output):
+        others[1][b, output] = T.Select(
+            T.And(output >= z_dim, output < z_dim + value_dim), silu(sums[0]), sums[0]
         )
 
-    # CTAs in proportion to the outputs.
-    share = max(1, sms * value_dim // (value_dim + columns))
-    first = _product(Shape(batch, dim, value_dim, dtype), Rows(), write_v, share, options)
-    second = _product(
-        Shape(batch, dim, columns, dtype), source, write_projected, sms - share, options
-    )
+    # CTAs in proportion to the outputs, all of the same size.
+    spread = spread or spread_for(batch)
+    share = max(1, spread.sms * value_dim // (value_dim + columns))
+    plans = [
+        Plan(Shape(batch, dim, outputs, dtype), dataclasses.replace(spread, sms=sms))
+        for outputs, sms in ((value_dim, share), (columns, spread.sms - share))
+    ]
+    tiles = max(plan.tiles for plan in plans)
+    plans = [dataclasses.replace(plan, least_tiles=tiles) for plan in plans]
+    tensor_cores = _fits(plans[0], Rows()) and _fits(plans[1], source)
+    launch = DependentLaunch(dependent)
+    first = _product(plans[0], Rows(), Ending(write_v, bias_of), launch, tensor_cores)
+    second = _product(plans[1], source, Ending(write_projected, bias_of), launch, tensor_cores)
 
     @T.prim_func(private=True)
     def projections_step(
@@ -92,7 +129,7 @@ def projections_step(
         v: T.handle,
         projected: T.handle,
     ):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         Normed = T.match_buffer(o, (batch, dim), dtype)
         Y = T.match_buffer(y, (batch, dim), source_dtype)
         Weight = T.match_buffer(weight, (dim,), "float32")
@@ -116,7 +153,13 @@ def projections_step(
 
 @functools.cache
 def wh2_step(
-    batch: int, value_dim: int, dim: int, z_dim: int, dtype: str, sms: int = 132, **options
+    batch: int,
+    value_dim: int,
+    dim: int,
+    z_dim: int,
+    dtype: str,
+    dependent: bool = False,
+    spread: Spread | None = None,
 ):
     """out [B, D] float32 = wh2 gated + h + x; h stands behind z and r in projected [B, S + E + D].
 
@@ -124,15 +167,20 @@ def wh2_step(
     """
     offset = z_dim + value_dim
 
-    @T.inline
-    def write(operands, sums, b, output):
-        operands[2][b, output] = sums[0] + operands[0][b, offset + output] + operands[1][b, output]
+    def residuals(others, b, output):
+        return others[0][b, offset + output] + others[1][b, output]
 
-    product = _product(Shape(batch, value_dim, dim, dtype), Rows(), write, sms, options)
+    @T.inline
+    def write(others, sums, b, output):
+        others[2][b, output] = sums[0]
+
+    launch = DependentLaunch(dependent)
+    shape = Shape(batch, value_dim, dim, dtype)
+    product = _one_product(shape, Rows(), Ending(write, residuals), launch, spread)
 
     @T.prim_func(private=True)
     def wh2_step(gated: T.handle, w: T.handle, projected: T.handle, x: T.handle, out: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         Gated = T.match_buffer(gated, (batch, value_dim), dtype)
         W = T.match_buffer(w, (dim, value_dim), dtype)
         Projected = T.match_buffer(projected, (batch, offset + dim), "float32")
@@ -149,7 +197,13 @@ def wh2_step(
 
 @functools.cache
 def fc1_step(
-    batch: int, norm: Norm, hidden: int, swiglu: bool, dtype: str, sms: int = 132, **options
+    batch: int,
+    norm: Norm,
+    hidden: int,
+    swiglu: bool,
+    dtype: str,
+    dependent: bool = False,
+    spread: Spread | None = None,
 ):
     """hid [B, F] of ``dtype`` = silu(fc1 n) * fc3 n, or silu(fc1 n) without ``swiglu``.
 
@@ -163,15 +217,16 @@ def fc1_step(
         return silu(sums[0]) * sums[1] if swiglu else silu(sums[0])
 
     @T.inline
-    def write(operands, sums, b, output):
-        operands[0][b, output] = T.Cast(dtype, gate(sums))
+    def write(others, sums, b, output):
+        others[0][b, output] = T.Cast(dtype, gate(sums))
 
+    launch = DependentLaunch(dependent)
     shape = Shape(batch, norm.dim, hidden, dtype, gated=swiglu)
-    product = _product(shape, source, write, sms, options)
+    product = _one_product(shape, source, Ending(write), launch, spread)
 
     @T.prim_func(private=True)
     def fc1_step(out: T.handle, weight: T.handle, bias: T.handle, w: T.handle, hid: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         Out = T.match_buffer(out, (batch, norm.dim), source_dtype)
         Weight = T.match_buffer(weight, (norm.dim,), "float32")
         Bias = T.match_buffer(bias, (norm.dim,), "float32")
@@ -187,18 +242,30 @@ def fc1_step(
 
 
 @functools.cache
-def fc2_step(batch: int, hidden: int, dim: int, dtype: str, sms: int = 132, **options):
+def fc2_step(
+    batch: int,
+    hidden: int,
+    dim: int,
+    dtype: str,
+    dependent: bool = False,
+    spread: Spread | None = None,
+):
     """x [B, D] float32 = fc2 hid + residual; hid [B, F] of ``dtype``, residual [B, D] float32."""
 
-    @T.inline
-    def write(operands, sums, b, output):
-        operands[1][b, output] = sums[0] + operands[0][b, output]
+    def residual_of(others, b, output):
+        return others[0][b, output]
 
-    product = _product(Shape(batch, hidden, dim, dtype), Rows(), write, sms, options)
+    @T.inline
+    def write(others, sums, b, output):
+        others[1][b, output] = sums[0]
+
+    launch = DependentLaunch(dependent)
+    shape = Shape(batch, hidden, dim, dtype)
+    product = _one_product(shape, Rows(), Ending(write, residual_of), launch, spread)
 
     @T.prim_func(private=True)
     def fc2_step(hid: T.handle, w: T.handle, residual: T.handle, x: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         Hid = T.match_buffer(hid, (batch, hidden), dtype)
         W = T.match_buffer(w, (dim, hidden), dtype)
         Residual = T.match_buffer(residual, (batch, dim), "float32")
@@ -213,18 +280,27 @@ def fc2_step(batch: int, hidden: int, dim: int, dtype: str, sms: int = 132, **op
 
 
 @functools.cache
-def fc2_scaled_step(batch: int, hidden: int, dim: int, dtype: str, sms: int = 132, **options):
+def fc2_scaled_step(
+    batch: int,
+    hidden: int,
+    dim: int,
+    dtype: str,
+    dependent: bool = False,
+    spread: Spread | None = None,
+):
     """x [B, D] float32 = alpha * fc2 hid + residual (rescale_nffn), alpha [D] float32."""
 
     @T.inline
-    def write(operands, sums, b, output):
-        operands[2][b, output] = operands[1][output] * sums[0] + operands[0][b, output]
+    def write(others, sums, b, output):
+        others[2][b, output] = others[1][output] * sums[0] + others[0][b, output]
 
-    product = _product(Shape(batch, hidden, dim, dtype), Rows(), write, sms, options)
+    shape = Shape(batch, hidden, dim, dtype)
+    launch = DependentLaunch(dependent)
+    product = _one_product(shape, Rows(), Ending(write), launch, spread)
 
     @T.prim_func(private=True)
     def fc2_step(hid: T.handle, w: T.handle, residual: T.handle, alpha: T.handle, x: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         Hid = T.match_buffer(hid, (batch, hidden), dtype)
         W = T.match_buffer(w, (dim, hidden), dtype)
         Residual = T.match_buffer(residual, (batch, dim), "float32")
@@ -240,18 +316,26 @@ def fc2_scaled_step(batch: int, hidden: int, dim: int, dtype: str, sms: int = 13
 
 
 @functools.cache
-def logits_step(batch: int, dim: int, outputs: int, dtype: str, sms: int = 132, **options):
+def logits_step(
+    batch: int,
+    dim: int,
+    outputs: int,
+    dtype: str,
+    dependent: bool = False,
+    spread: Spread | None = None,
+):
     """y [B, V] float32 = w o, o [B, D] of ``dtype``."""
 
     @T.inline
-    def write(operands, sums, b, output):
-        operands[0][b, output] = sums[0]
+    def write(others, sums, b, output):
+        others[0][b, output] = sums[0]
 
-    product = _product(Shape(batch, dim, outputs, dtype), Rows(), write, sms, options)
+    launch = DependentLaunch(dependent)
+    product = _one_product(Shape(batch, dim, outputs, dtype), Rows(), Ending(write), launch, spread)
 
     @T.prim_func(private=True)
     def logits_step(o: T.handle, w: T.handle, y: T.handle):
-        T.func_attr({"tirx.noalias": True})
+        T.func_attr(launch.attributes)
         Normed = T.match_buffer(o, (batch, dim), dtype)
         W = T.match_buffer(w, (outputs, dim), dtype)
         Y = T.match_buffer(y, (batch, outputs), "float32")

@@ -5,23 +5,37 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from ...vector_math import f32, total
+from ..dependent_launch import DependentLaunch
 from ..reduce import WARP, warp_reduce
+from .ending import Ending
 from .plan import Shape
 
+WARPS = 8
 
-def simt_product(shape: Shape, source, finish, warps: int):
-    """An inline (W, operands, arena, cta, tx) for outputs cta * warps to (cta + 1) * warps - 1.
 
-    ``source`` gives the activations, ``finish`` is as for ``tensor_core_product``.
+def simt_product(shape: Shape, source, ending: Ending, launch: DependentLaunch):
+    """An inline (W, operands, arena, cta, tx) for outputs cta * WARPS to (cta + 1) * WARPS - 1.
+
+    ``source`` gives the activations.
     """
     batch, inputs, outputs = shape.batch, shape.inputs, shape.outputs
     halves = 2 if shape.gated else 1
-    prepare = source.prepare(batch, WARP * warps)
+    prepare = source.prepare(batch, WARP * WARPS)
     reduce = warp_reduce(total, WARP, halves * batch)
 
     def term(W, activations, Found, half, output, b, k):
         weight = T.Cast("float32", W[T.Cast("int64", output + half * outputs), k])
         return weight * source.value(activations, Found, shape.dtype, b, k)
+
+    @T.inline
+    def start_from_zero(others, sums, b, output):
+        T.evaluate(0)
+
+    @T.inline
+    def start_from_others(others, sums, b, output):
+        sums[0] = sums[0] + ending.start(others, b, output)
+
+    start = start_from_others if ending.start else start_from_zero
 
     @T.inline
     def product(W, operands, arena, cta, tx):
@@ -32,8 +46,10 @@ def simt_product(shape: Shape, source, finish, warps: int):
             scope="shared.dyn",
         )
         sums = T.alloc_local((batch * halves,), "float32")
-        output: T.let = cta * warps + tx // WARP
+        output: T.let = cta * WARPS + tx // WARP
         lane: T.let = tx % WARP
+        launch.let_next_start()
+        launch.wait()
         prepare(operands[0], Found, tx)
         T.tvm_storage_sync("shared")
         if output < outputs:
@@ -54,6 +70,7 @@ def simt_product(shape: Shape, source, finish, warps: int):
                     for half in T.unroll(halves):
                         sums[half] = sums[(b + 1) * halves + half]
             if lane < batch:
-                finish(operands[1], [sums[half] for half in range(halves)], lane, output)
+                start(operands[1], sums, lane, output)
+                ending.finish(operands[1], [sums[half] for half in range(halves)], lane, output)
 
     return product

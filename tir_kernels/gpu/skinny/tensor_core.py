@@ -3,8 +3,7 @@
 Weights are operand A of mma.sync m16n8k16 (16 outputs), activations operand B (8 batch rows). The
 order of k within a mma is free as long as both operands agree, so four lanes copy 64 contiguous
 bytes of a weight row, 16 each, and every lane later multiplies just what it copied: no barrier
-stands between the memory and the tensor cores. Copies run ``depth`` blocks ahead, across tiles
-and while partial sums are added up.
+stands between the memory and the tensor cores. Copies run ``depth`` blocks ahead.
 """
 
 from __future__ import annotations
@@ -12,24 +11,25 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from ...vector_math import f32, total
+from ..dependent_launch import DependentLaunch
 from ..tensor_core import copy_async, multiply_add
+from .ending import Ending
 from .plan import BLOCK, TILE, WARP, Plan
 
 _VECTOR = 8  # elements of 16 bytes
 
 
-def tensor_core_product(plan: Plan, stage, finish):
+def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLaunch):
     """An inline (W, (inputs, others), arena, cta, tx) for the outputs of CTA ``cta`` of plan.ctas.
 
-    ``stage(inputs, Staged, first, tx)`` writes activations first to first + plan.chunk into
-    Staged [batch, stride]; ``finish(others, sums, b, output)`` takes an output's sum, or its
-    pair of them if gated. ``arena`` is dynamic shared memory.
+    ``source`` brings the activations of a chunk into shared memory. ``arena`` is dynamic shared
+    memory of plan.bytes. Weights are copied before ``launch`` waits for the kernel before.
     """
+    stage, copy = source.stage(plan), source.copy(plan)
     batch, outputs, dtype = plan.shape.batch, plan.shape.outputs, plan.shape.dtype
     depth, parts, chunks, splits = plan.depth, plan.parts, plan.chunks, plan.splits
     span, halves, ctas = plan.span, plan.halves, plan.ctas
-    items = plan.row_tiles * span * batch
-    part_size = depth * BLOCK
+    items_per_thread = -(-plan.items // plan.threads)
 
     def weight_row(half, first, last, tile, group):
         """The weight's row in row ``group`` of the tile's lower or upper eight."""
@@ -39,29 +39,35 @@ def tensor_core_product(plan: Plan, stage, finish):
             row = T.min(first + tile * span + half * 8 + group, last - 1)
         return T.Cast("int64", row)
 
-    def chunk_and_round(unit, rounds):
-        return (0, unit) if chunks == 1 else (unit // rounds, unit % rounds)
-
     def partial(row, b):
         """Where the sum of a tile's row and batch row b stands among a warp's."""
         return (b // 8 * TILE + row) * plan.columns + b % 8
 
+    def output_of(first, item):
+        """Output and batch row of a CTA's item."""
+        return first + item % (plan.tiles * span), item // (plan.tiles * span)
+
     @T.inline
     def copy_block(Ring, warp, lane, j, W, rows, k):
         for half in T.unroll(2):
-            copy_async(Ring.ptr_to([warp, j, half, lane, 0]), W.ptr_to([rows[half], k + j * BLOCK]))
+            copy_async(
+                Ring.ptr_to([warp, (j * 2 + half) * WARP * _VECTOR + lane * _VECTOR]),
+                W.ptr_to([rows[half], k + j * BLOCK]),
+            )
 
     @T.inline
-    def multiply_block(Ring, warp, lane, j, Staged, k, Sums):
+    def multiply_block(Ring, warp, lane, j, Staged, buffer, k, Sums):
         weights = T.alloc_local((8,), "uint32")
         activations = T.alloc_local((4,), "uint32")
         for half in T.unroll(2):
             for i in T.vectorized(_VECTOR):
-                weights.view(dtype)[half * _VECTOR + i] = Ring[warp, j, half, lane, i]
+                weights.view(dtype)[half * _VECTOR + i] = Ring[
+                    warp, (j * 2 + half) * WARP * _VECTOR + lane * _VECTOR + i
+                ]
         for n in T.unroll(plan.column_tiles):
             for i in T.vectorized(_VECTOR):
                 activations.view(dtype)[i] = Staged[
-                    n * 8 + lane // 4 % plan.columns, k + j * BLOCK + i
+                    buffer, n * 8 + lane // 4 % plan.columns, k + j * BLOCK + i
                 ]
             for pair in T.unroll(2):
                 # Rows 0-7 and 8-15 of the first eight k, then of the second eight.
@@ -76,111 +82,102 @@ def tensor_core_product(plan: Plan, stage, finish):
                 )
 
     @T.inline
-    def store_partials(Sums, Partial, buffer, warp, lane):
+    def store_partials(Sums, Partial, warp, lane):
         for n in T.unroll(plan.column_tiles):
             for i in T.unroll(4):
                 b: T.let = n * 8 + lane % 4 * 2 + i % 2
                 if b < batch:
-                    Partial[buffer, warp, partial(lane // 4 + i // 2 * 8, b)] = Sums[n * 4 + i]
-        for i in T.unroll(4 * plan.column_tiles):
-            Sums[i] = f32(0.0)
+                    Partial[warp, partial(lane // 4 + i // 2 * 8, b)] = Sums[n * 4 + i]
 
-    def sum_of(Partial, buffer, tile, row, b):
-        warps = [tile * splits + split for split in range(splits)]
-        return total([Partial[buffer, warp, partial(row, b)] for warp in warps])
+    def sum_of(Partial, item, half):
+        output, b = output_of(0, item)
+        row = output % span + half * 8
+        warps = [output // span * splits + split for split in range(splits)]
+        return total([Partial[warp, partial(row, b)] for warp in warps])
 
     @T.inline
-    def keep_nothing(Kept, sums, chunk, item):
+    def start_from_zero(others, Start, first, last, tx):
         T.evaluate(0)
 
     @T.inline
-    def keep_chunks(Kept, sums, chunk, item):
-        for half in T.unroll(halves):
-            if chunk > 0:
-                sums[half] = sums[half] + Kept[item, half]
-            Kept[item, half] = sums[half]
-
-    keep = keep_nothing if chunks == 1 else keep_chunks
-
-    @T.inline
-    def add_up(others, Partial, Kept, buffer, chunk, round, first, last, tx):
-        sums = T.alloc_local((halves,), "float32")
-        for i in T.serial(-(-items // plan.threads)):
+    def start_from_others(others, Start, first, last, tx):
+        for i in T.unroll(items_per_thread):
             item: T.let = i * plan.threads + tx
-            tile: T.let = item // (span * batch)
-            b: T.let = item // span % batch
-            output: T.let = first + (round * plan.row_tiles + tile) * span + item % span
-            if item < items:
+            Start[i] = f32(0.0)
+            if T.And(item < plan.items, output_of(first, item)[0] < last):
+                Start[i] = ending.start(
+                    others, output_of(first, item)[1], output_of(first, item)[0]
+                )
+
+    start = start_from_others if ending.start else start_from_zero
+
+    @T.inline
+    def add_nothing(sums, Start, i):
+        T.evaluate(0)
+
+    @T.inline
+    def add_start(sums, Start, i):
+        sums[0] = sums[0] + Start[i]
+
+    add = add_start if ending.start else add_nothing
+
+    @T.inline
+    def finish_all(others, Partial, Start, first, last, tx):
+        sums = T.alloc_local((halves,), "float32")
+        for i in T.unroll(items_per_thread):
+            item: T.let = i * plan.threads + tx
+            if T.And(item < plan.items, output_of(first, item)[0] < last):
                 for half in T.unroll(halves):
-                    sums[half] = sum_of(Partial, buffer, tile, item % span + half * 8, b)
-                keep(Kept, sums, chunk, round * items + item)
-                if T.And(chunk == chunks - 1, output < last):
-                    finish(others, [sums[half] for half in range(halves)], b, output)
+                    sums[half] = sum_of(Partial, item, half)
+                add(sums, Start, i)
+                ending.finish(
+                    others,
+                    [sums[half] for half in range(halves)],
+                    output_of(first, item)[1],
+                    output_of(first, item)[0],
+                )
 
     @T.inline
-    def stage_only_chunk(inputs, Staged, chunk, round, tx):
+    def copy_nothing(inputs, Staged, chunk, tx):
         T.evaluate(0)
 
     @T.inline
-    def stage_next_chunk(inputs, Staged, chunk, round, tx):
-        if T.And(chunk > 0, round == 0):
-            stage(inputs, Staged, chunk * plan.chunk, tx)
+    def copy_next_chunk(inputs, Staged, chunk, tx):
+        # The other buffer is free since the barrier that ended the last chunk, and full before
+        # the one that ends this chunk: at least two parts lie between.
+        if chunk > 0:
             T.tvm_storage_sync("shared")
+        if chunk + 1 < chunks:
+            copy(inputs, Staged, (chunk + 1) % 2, (chunk + 1) * plan.chunk, tx)
 
-    stage_next = stage_only_chunk if chunks == 1 else stage_next_chunk
-
-    @T.inline
-    def nothing():
-        T.evaluate(0)
-
-    @T.inline
-    def wait_for_inputs():
-        T.ptx.griddepcontrol.wait()
-
-    @T.inline
-    def let_next_start():
-        T.ptx.griddepcontrol.launch_dependents()
-
-    before_weights = let_next_start if plan.dependent else nothing
-    before_activations = wait_for_inputs if plan.dependent else nothing
+    copy_ahead = copy_nothing if chunks == 1 else copy_next_chunk
 
     @T.inline
     def product(W, operands, arena, cta, tx):
         Ring = T.decl_buffer(
-            (plan.warps, depth, 2, WARP, _VECTOR), dtype, data=arena.data, scope="shared.dyn"
+            (plan.warps, plan.warp_bytes // 2), dtype, data=arena.data, scope="shared.dyn"
         )
+        # A warp's sums take the place of its weights.
         Partial = T.decl_buffer(
-            (2, plan.warps, TILE * batch),
-            "float32",
-            data=arena.data,
-            scope="shared.dyn",
-            byte_offset=plan.weight_bytes,
+            (plan.warps, plan.warp_bytes // 4), "float32", data=arena.data, scope="shared.dyn"
         )
         Staged = T.decl_buffer(
-            (batch, plan.stride),
+            (plan.buffers, batch, plan.stride),
             dtype,
             data=arena.data,
             scope="shared.dyn",
-            byte_offset=plan.weight_bytes + plan.partial_bytes,
-        )
-        Kept = T.decl_buffer(
-            (plan.rounds * items, halves),
-            "float32",
-            data=arena.data,
-            scope="shared.dyn",
-            byte_offset=plan.weight_bytes + plan.partial_bytes + plan.staged_bytes,
+            byte_offset=plan.warps * plan.warp_bytes,
         )
         sums = T.alloc_local((4 * plan.column_tiles,), "float32")
+        starts = T.alloc_local((items_per_thread,), "float32")
         rows = T.alloc_local((2,), "int64")
         first: T.let = outputs * cta // ctas
         last: T.let = outputs * (cta + 1) // ctas
-        rounds: T.let = (last - first + (span * plan.row_tiles - 1)) // (span * plan.row_tiles)
-        units: T.let = chunks * rounds
         warp: T.let = tx // WARP
         lane: T.let = tx % WARP
         k: T.let = warp % splits * plan.slice + lane % 4 * _VECTOR
 
-        before_weights()
+        launch.let_next_start()
         for half in T.unroll(2):
             rows[half] = weight_row(half, first, last, warp // splits, lane // 4)
         for j in T.unroll(depth):
@@ -188,33 +185,28 @@ def tensor_core_product(plan: Plan, stage, finish):
             T.ptx["cp.async.commit_group"]()
         for i in T.unroll(4 * plan.column_tiles):
             sums[i] = f32(0.0)
-        before_activations()
-        stage(operands[0], Staged, 0, tx)
+        launch.wait()
+        start(operands[1], starts, first, last, tx)
+        stage(operands[0], Staged, tx)
         T.tvm_storage_sync("shared")
-        for unit in T.serial(units):
-            chunk: T.let = chunk_and_round(unit, rounds)[0]
-            round: T.let = chunk_and_round(unit, rounds)[1]
-            next_chunk: T.let = chunk_and_round(unit + 1, rounds)[0]
-            next_round: T.let = chunk_and_round(unit + 1, rounds)[1]
-            stage_next(operands[0], Staged, chunk, round, tx)
+        for chunk in T.serial(chunks):
+            copy_ahead(operands[0], Staged, chunk, tx)
             for part in T.serial(parts):
-                if part == parts - 1:
-                    for half in T.unroll(2):
-                        tile: T.let = next_round * plan.row_tiles + warp // splits
-                        rows[half] = weight_row(half, first, last, tile, lane // 4)
-                ahead: T.let = T.Select(
-                    part == parts - 1,
-                    next_chunk * plan.chunk,
-                    chunk * plan.chunk + (part + 1) * part_size,
+                at: T.let = k + part * (depth * BLOCK)
+                next_at: T.let = T.Select(
+                    part + 1 < parts,
+                    chunk * plan.chunk + at + depth * BLOCK,
+                    (chunk + 1) * plan.chunk + k,
                 )
                 for j in T.unroll(depth):
                     T.ptx["cp.async.wait_group"](depth - 1)
-                    multiply_block(Ring, warp, lane, j, Staged, k + part * part_size, sums)
-                    if T.Or(part < parts - 1, unit + 1 < units):
-                        copy_block(Ring, warp, lane, j, W, rows, k + ahead)
+                    multiply_block(Ring, warp, lane, j, Staged, chunk % 2, at, sums)
+                    if T.Or(part + 1 < parts, chunk + 1 < chunks):
+                        copy_block(Ring, warp, lane, j, W, rows, next_at)
                     T.ptx["cp.async.commit_group"]()
-            store_partials(sums, Partial, unit % 2, warp, lane)
-            T.tvm_storage_sync("shared")
-            add_up(operands[1], Partial, Kept, unit % 2, chunk, round, first, last, tx)
+        T.tvm_storage_sync("warp")
+        store_partials(sums, Partial, warp, lane)
+        T.tvm_storage_sync("shared")
+        finish_all(operands[1], Partial, starts, first, last, tx)
 
     return product
