@@ -7,12 +7,8 @@ import functools
 from tvm.script import tirx as T
 
 from .register_tile import RegisterTile
-from .tensor_core import CHUNK, TensorTile
+from .tensor_core import CHUNK, TensorTile, both
 from .vectors import vector_width
-
-# Smaller tiles are taken where large ones would be fewer than this: half a large GPU's
-# multiprocessors, each of which holds one.
-_FEW_TILES = 64
 
 
 def _tile_kernel(tile: TensorTile | RegisterTile, inputs: int, outputs: int, out_dtype: str):
@@ -22,18 +18,19 @@ def _tile_kernel(tile: TensorTile | RegisterTile, inputs: int, outputs: int, out
     """
     vector = vector_width(out_dtype, tile.width, outputs)
 
-    def inside(depth):
+    def within(depth):
         return depth < inputs if inputs % tile.depth else None
 
     def left(operands, row, step, k):
         a, _, m, row0, _ = operands
         depth = step * tile.depth + k
-        return a, [T.min(row0 + row, m - 1), depth], inside(depth)
+        return a, [row0 + row, depth], both(row0 + row < m, within(depth))
 
     def right(operands, column, step, k):
         _, w, _, _, column0 = operands
         depth = step * tile.depth + k
-        return w, [T.min(column0 + column, outputs - 1), depth], inside(depth)
+        exists = column0 + column < outputs if outputs % tile.columns else None
+        return w, [column0 + column, depth], both(exists, within(depth))
 
     product = tile.product(left, right)
 
@@ -69,43 +66,31 @@ def _tile_kernel(tile: TensorTile | RegisterTile, inputs: int, outputs: int, out
 def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str):
     """y [m, N] of ``out_dtype``, each element rounded once from a float32 sum.
 
-    On tensor cores there are three sizes of tiles: one is good at many rows, the second fills the
-    machine where these tiles would be few, the third reads w at memory speed for up to 64 rows.
+    On tensor cores two CTAs share a multiprocessor; up to 64 rows have tiles so narrow that w is
+    read at memory speed.
     """
-    large: TensorTile | RegisterTile
-    middle: TensorTile | RegisterTile
-    small: TensorTile | RegisterTile
     if dtype != "float32" and inputs % CHUNK == 0:
-        large = TensorTile(dtype, 128, 256, warp_rows=2, warp_columns=4, stages=4)
-        middle = TensorTile(dtype, 128, 128, warp_rows=2, warp_columns=4, stages=6)
-        small = TensorTile(dtype, 64, 32, warp_rows=4, warp_columns=2, stages=16)
-    else:
-        large = middle = small = RegisterTile()
-    by_large, by_middle, by_small = (
-        _tile_kernel(tile, inputs, outputs, out_dtype) for tile in (large, middle, small)
-    )
+        large = TensorTile(dtype, 128, 128, warp_rows=2, warp_columns=2, stages=3, depth=64)
+        small = TensorTile(dtype, 64, 32, warp_rows=4, warp_columns=1, stages=8, depth=64)
+        return _matmul(inputs, outputs, dtype, out_dtype, large, small)
+    return _matmul(inputs, outputs, dtype, out_dtype, RegisterTile(), RegisterTile())
+
+
+def _matmul(inputs: int, outputs: int, dtype: str, out_dtype: str, large, small):
+    """``large`` tiles for many rows, ``small`` ones for as many as they have."""
+    by_large, by_small = (_tile_kernel(tile, inputs, outputs, out_dtype) for tile in (large, small))
 
     def tiles(tile, m):
         return T.ceildiv(m, tile.rows) * -(-outputs // tile.columns)
 
-    def ctas(m):
-        return T.Select(
-            m <= small.rows,
-            tiles(small, m),
-            T.Select(tiles(large, m) <= _FEW_TILES, tiles(middle, m), tiles(large, m)),
-        )
-
     @T.inline
-    def choose(A, W, Y, arena, m, number, tx):
+    def either(A, W, Y, arena, m, number, tx):
         if m <= small.rows:
             by_small(A, W, Y, arena, m, number, tx)
         else:
-            if tiles(large, m) <= _FEW_TILES:
-                by_middle(A, W, Y, arena, m, number, tx)
-            else:
-                by_large(A, W, Y, arena, m, number, tx)
+            by_large(A, W, Y, arena, m, number, tx)
 
-    compute = choose if small is not large else by_large
+    compute = by_large if small == large else either
 
     @T.prim_func(private=True)
     def matmul(a: T.handle, w: T.handle, y: T.handle):
@@ -115,7 +100,7 @@ def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str):
         W = T.match_buffer(w, (outputs, inputs), dtype)
         Y = T.match_buffer(y, (m, outputs), out_dtype)
         T.device_entry()
-        number = T.cta_id([ctas(m)])
+        number = T.cta_id([T.Select(m <= small.rows, tiles(small, m), tiles(large, m))])
         tx = T.thread_id([large.threads])
         arena = T.alloc_buffer((large.shared_bytes,), "uint8", scope=large.scope)
         compute(A, W, Y, arena, m, number, tx)

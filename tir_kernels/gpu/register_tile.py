@@ -56,7 +56,7 @@ class RegisterTile:
     def sharer(self, tx):
         return tx % 16
 
-    def product(self, left, right, finish=None, period: int = 0):
+    def product(self, left, right):
         """As ``TensorTile.product``; ``left`` and ``right`` are asked for single elements."""
         depth, threads, size = self.depth, self.threads, self.rows
         loads = size * depth // threads
@@ -94,17 +94,6 @@ class RegisterTile:
                     values[block * 4 + j] = shared[stage, side, k, block * 64 + first + j]
 
         @T.inline
-        def after(operands, sums, step, tx):
-            if (step + 1) % period == 0:
-                finish(operands, sums, step // period, tx)
-
-        @T.inline
-        def nothing(operands, sums, step, tx):
-            pass
-
-        end_of_step = after if finish else nothing
-
-        @T.inline
         def product(operands, shared, sums, steps, tx):
             next_left = T.alloc_local((loads,), "float32")
             next_right = T.alloc_local((loads,), "float32")
@@ -124,7 +113,6 @@ class RegisterTile:
                     for i in T.unroll(8):
                         for j in T.unroll(8):
                             sums[i * 8 + j] = sums[i * 8 + j] + a[i] * b[j]
-                end_of_step(operands, sums, step, tx)
             T.tvm_storage_sync("shared")
 
         return product

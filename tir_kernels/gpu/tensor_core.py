@@ -20,6 +20,13 @@ WARP = 32
 CHUNK, _LINE = 8, 8
 
 
+def both(first, second):
+    """The conjunction of two conditions, each of which may be None: it holds."""
+    if first is None or second is None:
+        return second if first is None else first
+    return T.And(first, second)
+
+
 def copy_async(target, source, inside=None):
     """16 bytes from global to shared memory; zeros where ``inside`` (a condition, if any) fails."""
     if inside is None:
@@ -28,7 +35,7 @@ def copy_async(target, source, inside=None):
     return T.ptx["cp.async.cg.shared.global.L2::128B"](target, source, 16, size)
 
 
-def load_matrices(registers, first: int, source, transposed: bool = False):
+def load_matrices(registers, first, source, transposed: bool = False):
     """Four 8x8 matrices into ``registers[first:first + 4]``; a lane's ``source`` is one row."""
     form = ".trans" if transposed else ""
     return T.ptx[f"ldmatrix.sync.aligned.m8n8.x4{form}.shared.b16"](
@@ -61,9 +68,8 @@ class TensorTile:
     warp_columns: int
     right_by_depth: bool = False
     stages: int = 4
+    depth: int = 32
 
-    # Two products deep.
-    depth = 32
     group = CHUNK
     scope = "shared.dyn"
 
@@ -138,19 +144,19 @@ class TensorTile:
         """Where a chunk of the row stands that is number ``rank`` of eight read at once."""
         return chunk ^ (rank // (_LINE * CHUNK // self.depth))
 
-    def product(self, left, right, finish=None, period: int = 0):
+    def product(self, left, right):
         """An inline (operands, shared, sums, steps, tx): sums += left @ right, ``depth`` a step.
 
         ``left(operands, row, step, k)`` and ``right(operands, column, step, k)`` give a buffer, the
         indices of ``group`` elements in it, neighbours in k (``right_by_depth``: in columns), and a
-        condition without which they are zero, or None. After each ``period`` steps comes
-        ``finish(operands, sums, number, tx)``, while the next tiles are on their way. All threads
-        of the CTA take part; on return ``shared`` is free.
+        condition without which they are zero, or None. All threads of the CTA take part; on return
+        ``shared`` is free.
         """
         dtype, depth, stages, threads = self.dtype, self.depth, self.stages, self.threads
         rows, columns, stage_size = self.rows, self.columns, self._stage
         down, across = self._tiles
         chunks = depth // CHUNK
+        inner = depth // 16
         warp_rows_size, warp_columns_size = rows // self.warp_rows, columns // self.warp_columns
         by_depth, width = self.right_by_depth, self.width
         right_base = rows * depth
@@ -192,75 +198,68 @@ class TensorTile:
                 if tx + i * threads < columns * chunks:
                     copy_right(operands, shared, step % stages * stage_size, step, tx + i * threads)
 
-        def load_left(shared, base, registers, i: int, k, tx):
+        def load_left(shared, base, registers, first, i, k, tx):
             """Rows 0-7 and 8-15 at k, then both at k + 8, of the warp's tile ``i``."""
             lane = tx % WARP
             row = tx // WARP // self.warp_columns * warp_rows_size + lane % 16
             source = base + i * 16 * depth + left_target(row, k * 2 + lane // 16)
-            return load_matrices(registers, 4 * i, shared.ptr_to([source]))
+            return load_matrices(registers, first + 4 * i, shared.ptr_to([source]))
 
-        def load_right(shared, base, registers, pair: int, k, tx):
+        def load_right(shared, base, registers, first, pair, k, tx):
             """At k and at k + 8: tile 2 * pair, then tile 2 * pair + 1."""
             lane = tx % WARP
-            first = tx // WARP % self.warp_columns * warp_columns_size
+            column = tx // WARP % self.warp_columns * warp_columns_size
             if by_depth:
                 row = k * 16 + lane // 8 % 2 * 8 + lane % 8
-                chunk = first // CHUNK + 2 * pair + lane // 16
-                source = base + right_depth_target(row, chunk)
+                source = base + right_depth_target(row, column // CHUNK + 2 * pair + lane // 16)
             else:
                 # The tiles of one run: column 2q + e of the j-th is the run's q * width + 2j + e.
-                column = first + lane % 8 // 2 * width + lane // 16 * 2 + lane % 2
+                column = column + lane % 8 // 2 * width + lane // 16 * 2 + lane % 2
                 pairs = width // 4
                 offset = (pair // pairs * 4 * width + pair % pairs * 4) * depth
                 source = base + offset + right_target(column, k * 2 + lane // 8 % 2)
-            return load_matrices(registers, 4 * pair, shared.ptr_to([source]), by_depth)
+            return load_matrices(registers, first + 4 * pair, shared.ptr_to([source]), by_depth)
 
         @T.inline
-        def load(shared, base, a, b, k, tx):
-            for i in range(down):
-                load_left(shared, base, a, i, k, tx)
-            for pair in range(across // 2):
-                load_right(shared, base, b, pair, k, tx)
+        def load(shared, base, a, b, half, k, tx):
+            for i in T.serial(down):
+                load_left(shared, base, a, half * down * 4, i, k, tx)
+            for pair in T.serial(across // 2):
+                load_right(shared, base, b, half * across * 2, pair, k, tx)
 
         @T.inline
-        def multiply(sums, a, b):
-            for i in range(down):
-                for j in range(across):
-                    multiply_add(dtype, sums, self._sums(i, j), a, 4 * i, b, 2 * j)
-
-        @T.inline
-        def after(operands, sums, step, tx):
-            if (step + 1) % period == 0:
-                finish(operands, sums, step // period, tx)
-
-        @T.inline
-        def nothing(operands, sums, step, tx):
-            pass
-
-        end_of_step = after if finish else nothing
+        def multiply(sums, a, b, half):
+            for i in T.serial(down):
+                for j in T.serial(across):
+                    multiply_add(
+                        dtype, sums, self._sums(i, j), a, (half * down + i) * 4, b,
+                        (half * across + j) * 2,
+                    )  # fmt: skip
 
         @T.inline
         def product(operands, shared, sums, steps, tx):
-            a = [T.alloc_local((down * 4,), "uint32") for _ in range(2)]
-            b = [T.alloc_local((across * 2,), "uint32") for _ in range(2)]
+            # Two sets of registers: one is loaded while the other is multiplied.
+            a = T.alloc_local((2 * down * 4,), "uint32")
+            b = T.alloc_local((2 * across * 2,), "uint32")
             for step in T.unroll(stages - 1):
                 if step < steps:
                     fetch(operands, shared, step, tx)
                 T.ptx["cp.async.commit_group"]()
             T.ptx["cp.async.wait_group"](stages - 2)
             T.tvm_storage_sync("shared")
-            load(shared, 0, a[0], b[0], 0, tx)
+            load(shared, 0, a, b, 0, 0, tx)
             for step in T.serial(steps):
-                load(shared, step % stages * stage_size, a[1], b[1], 1, tx)
-                if step + stages - 1 < steps:
-                    fetch(operands, shared, step + stages - 1, tx)
-                T.ptx["cp.async.commit_group"]()
-                multiply(sums, a[0], b[0])
-                T.ptx["cp.async.wait_group"](stages - 2)
-                T.tvm_storage_sync("shared")
-                load(shared, (step + 1) % stages * stage_size, a[0], b[0], 0, tx)
-                multiply(sums, a[1], b[1])
-                end_of_step(operands, sums, step, tx)
+                for k in T.unroll(inner):
+                    if k == inner - 1:
+                        T.ptx["cp.async.wait_group"](stages - 2)
+                        T.tvm_storage_sync("shared")
+                    base = T.meta_var((step + (k + 1) // inner) % stages * stage_size)
+                    load(shared, base, a, b, (k + 1) % 2, (k + 1) % inner, tx)
+                    if k == 0:
+                        if step + stages - 1 < steps:
+                            fetch(operands, shared, step + stages - 1, tx)
+                        T.ptx["cp.async.commit_group"]()
+                    multiply(sums, a, b, k % 2)
             T.tvm_storage_sync("shared")
 
         return product

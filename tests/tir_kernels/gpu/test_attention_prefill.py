@@ -39,9 +39,8 @@ class Shape:
 SHAPES = {
     "tensor cores": Shape(2, 32, 40, 24, 128, "bfloat16"),
     "tensor cores, float16": Shape(1, 64, 264, 6, 256, "float16"),
-    "float32": Shape(1, 16, 136, 12, 64, "float32"),
-    "five heads": Shape(5, 8, 26, 40, 48, "float16"),
-    "odd": Shape(3, 7, 13, 11, 10, "float32"),
+    "float32": Shape(1, 16, 136, 12, 160, "float32"),
+    "odd": Shape(5, 7, 13, 11, 10, "float16"),
 }
 
 

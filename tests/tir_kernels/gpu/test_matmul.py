@@ -9,13 +9,13 @@ from kernel_runner import DTYPES, assert_near
 from gpu.gpu_runner import GpuKernel
 from tir_kernels.gpu.matmul import matmul
 
-# Inputs, outputs, dtype, dtype of the product, rows. The depth of a tile is 32 on tensor cores, 8 in
-# registers; rows of a multiple of 8 elements go to tensor cores. Up to 64 rows have small tiles, and
-# only many columns have large ones.
+# Inputs, outputs, dtype, dtype of the product, rows. A tile is 64 deep on tensor cores, 8 in
+# registers; rows of a multiple of 8 elements go to tensor cores, where up to 64 rows have a tile of
+# their own size.
 SHAPES = {
-    "small and middle tiles": (160, 256, "bfloat16", "bfloat16", (1, 64, 128)),
+    "whole tiles": (320, 128, "bfloat16", "bfloat16", (1, 64, 128)),
     "parts of tiles": (72, 300, "float16", "float16", (17, 130)),
-    "large tiles": (40, 16500, "bfloat16", "float32", (66,)),
+    "odd outputs": (24, 31, "bfloat16", "float32", (64, 66)),
     "float32": (44, 200, "float32", "float32", (1, 130)),
     "odd float32": (37, 53, "float32", "float32", (17,)),
     "odd bfloat16": (19, 130, "bfloat16", "bfloat16", (130,)),

@@ -2,8 +2,8 @@
 
 A head's output row (vh = 2048 in the 7B model) does not fit in registers beside its scores, so the
 softmax probabilities are written once, [H, m, 2C], and multiplied with the values tile by tile.
-Column j of the probabilities is the key in ring row j. A block is what a CTA makes for its query
-rows from one half of the ring after the other: the previous chunk's keys, then its own.
+Column j of the probabilities is the key in ring row j. Keys come in blocks, those of the previous
+chunk first, then those of the queries' own.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from tvm.script import tirx as T
 from ...vector_math import f32, largest
 from ..gate import silu
 from ..register_tile import RegisterTile
-from ..tensor_core import TensorTile
+from ..tensor_core import TensorTile, both
 from ..vectors import vector_width
 
 # Probabilities are written for whole blocks of this many query rows and columns, as far as any of
 # the block's queries sees: the tiles of ``attention`` may then read them without a mask.
 BLOCK = 128
 _LOG2E = 1.4426950408889634
-_LOWEST = -3.402823466e38
+# The score of a key that must not be seen; times _LOG2E it is still finite.
+_HIDDEN = -1e30
 
 
 def _on_tensor_cores(dtype: str, z_head: int, v_head: int, chunk: int) -> bool:
@@ -52,8 +53,13 @@ def memory_cast(heads: int, z_head: int, v_head: int, layers: int, dtype: str):
     return memory_cast
 
 
-class _Block(NamedTuple):
-    """Where a CTA's query rows and keys are; key blocks of the previous chunk come first."""
+def power_of_two(values, index, exponent):
+    """values[index] = 2^exponent, within two units in the last place; zero when it underflows."""
+    return T.ptx["ex2.approx.ftz.f32"](values[index], exponent)
+
+
+class _Rows(NamedTuple):
+    """A CTA's queries and where their keys are: in the previous chunk, then in their own."""
 
     queries: Any
     layer: Any
@@ -63,144 +69,190 @@ class _Block(NamedTuple):
     m: Any
     start: Any  # the index of query row 0 in its chunk
     own_row: Any  # the ring row of the own chunk's first key
-    previous: Any  # blocks of keys in the previous chunk, then in both
-    blocks: Any
+    previous: Any  # blocks of keys in the previous chunk
 
-    def place(self, number, width: int):
-        """Whether key block ``number`` is in the own chunk, and the index of its first key there.
-
-        The blocks may be passed twice.
-        """
-        number = number - T.Select(number >= self.blocks, self.blocks, 0)
+    def half(self, number, width: int):
+        """Of key block ``number``: whether it is in the own chunk, its first index in that half."""
         own = number >= self.previous
         return own, (number - T.Select(own, self.previous, 0)) * width
 
+    def seen(self, rows: int, chunk: int):
+        """Keys of the own chunk that ``rows`` query rows see, the last of them all."""
+        return T.min(self.start + T.min(self.row0 + rows, self.m), chunk)
 
-def _own_columns(start, row0, m, rows: int, chunk: int):
-    """Keys of the own chunk that a block of ``rows`` query rows sees."""
-    return T.min(start + T.min(row0 + rows, m), chunk)
+
+class _Scores(NamedTuple):
+    """A block of keys for a CTA's queries."""
+
+    rows: _Rows
+    keys: Any
+    kind: Any  # which of the queries: 0 for keys of the own chunk, 1 for the previous one's
+    base: Any  # the ring row of that chunk's first key
+    first: Any  # the block's first key, counted from there
 
 
 @functools.cache
 def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int, dtype: str):
     """Softmax probabilities [H, m, 2C] of queries [3, m, S]; zero where masked, up to the frontier.
 
-    One pass over the keys takes each row's maximum and sum, a second one computes the scores again
-    and writes.
+    One kernel computes the scores and sums their exponentials over each block of keys, a second one
+    computes the scores again and writes: twice a product is less than scores written and read.
     """
     z_dim = heads * z_head
     tile: TensorTile | RegisterTile
     if _on_tensor_cores(dtype, z_head, v_head, chunk):
-        tile = TensorTile(dtype, rows=64, columns=128, warp_rows=2, warp_columns=4)
+        tile = TensorTile(dtype, BLOCK, BLOCK, warp_rows=2, warp_columns=2, stages=3, depth=64)
     else:
         tile = RegisterTile()
     vector = vector_width(dtype, tile.width, chunk)
-    steps = (z_head + tile.depth - 1) // tile.depth
-    chunk_blocks = (chunk + tile.columns - 1) // tile.columns
+    steps = -(-z_head // tile.depth)
+    chunk_blocks = -(-chunk // BLOCK)
     run_sums = tile.width * tile.runs_of_row
     thread_rows = tile.accumulators // run_sums
 
-    def power(x):
-        """exp(x) for x <= 0, as exactly as the probabilities are kept."""
-        return T.exp(x) if dtype == "float32" else T.exp2(x * f32(_LOG2E))
+    def within(depth):
+        return depth < z_head if z_head % tile.depth else None
 
-    def depth_of(step, k):
-        depth = step % steps * tile.depth + k
-        return depth, depth < z_head if z_head % tile.depth else None
+    def query(scores, row, step, k):
+        rows = scores.rows
+        depth = step * tile.depth + k
+        indices = [scores.kind, rows.row0 + row, rows.head * z_head + depth]
+        return rows.queries, indices, both(rows.row0 + row < rows.m, within(depth))
 
-    def query(operands, row, step, k):
-        block = operands[0]
-        own, _ = block.place(step // steps, tile.columns)
-        depth, inside = depth_of(step, k)
-        row = T.min(block.row0 + row, block.m - 1)
-        return block.queries, [T.Select(own, 0, 1), row, block.head * z_head + depth], inside
+    def key(scores, column, step, k):
+        rows = scores.rows
+        depth = step * tile.depth + k
+        ring_row = scores.base + T.min(scores.first + column, chunk - 1)
+        indices = [rows.layer, rows.slot, ring_row, rows.head * z_head + depth]
+        return scores.keys, indices, within(depth)
 
-    def key(operands, column, step, k):
-        block, keys = operands[:2]
-        own, first = block.place(step // steps, tile.columns)
-        depth, inside = depth_of(step, k)
-        base = T.Select(own, block.own_row, chunk - block.own_row)
-        ring_row = base + T.min(first + column, chunk - 1)
-        return keys, [block.layer, block.slot, ring_row, block.head * z_head + depth], inside
+    product = tile.product(query, key)
 
     @T.inline
-    def mask(block, sums, number, tx):
-        place = T.meta_var(block.place(number, tile.columns))
-        for i in T.unroll(thread_rows):
-            row: T.let = block.row0 + tile.row(tx, i * tile.runs_of_row)
-            last: T.let = T.Select(place[0], block.start + row, chunk - 1)
-            for run in T.unroll(tile.runs_of_row):
-                column: T.let = place[1] + tile.column(tx, run)
-                for j in T.unroll(tile.width):
-                    index = T.meta_var(i * run_sums + run * tile.width + j)
-                    sums[index] = T.if_then_else(column + j <= last, sums[index], f32(_LOWEST))
-
-    @T.inline
-    def accumulate(sums, highest, total, tx):
-        """Each row's maximum and sum, over the columns that this thread has seen."""
-        for i in T.unroll(thread_rows):
-            before: T.let = highest[i]
-            highest[i] = T.max(before, largest([sums[i * run_sums + j] for j in range(run_sums)]))
-            total[i] = total[i] * power(before - highest[i])
-            for j in T.unroll(run_sums):
-                total[i] = total[i] + power(sums[i * run_sums + j] - highest[i])
-
-    @T.inline
-    def share(highest, total, shared_rows, tx):
-        """Each row's maximum, and one over its sum, over all columns."""
-        for i in T.unroll(thread_rows):
-            shared_rows[0, tile.row(tx, i * tile.runs_of_row), tile.sharer(tx)] = highest[i]
-            shared_rows[1, tile.row(tx, i * tile.runs_of_row), tile.sharer(tx)] = total[i]
-        T.tvm_storage_sync("shared")
-        for i in T.unroll(thread_rows):
-            row: T.let = tile.row(tx, i * tile.runs_of_row)
-            for sharer in T.unroll(tile.sharers):
-                highest[i] = T.max(highest[i], shared_rows[0, row, sharer])
-            total[i] = f32(0.0)
-            for sharer in T.unroll(tile.sharers):
-                total[i] = total[i] + shared_rows[1, row, sharer] * power(
-                    shared_rows[0, row, sharer] - highest[i]
-                )
-            total[i] = f32(1.0) / total[i]
-
-    @T.inline
-    def write(block, weights, sums, highest, total, number, tx):
-        place = T.meta_var(block.place(number, tile.columns))
-        base: T.let = T.Select(place[0], block.own_row, chunk - block.own_row)
-        rounded = T.alloc_local((vector,), dtype)
-        for i in T.unroll(thread_rows):
-            row: T.let = block.row0 + tile.row(tx, i * tile.runs_of_row)
-            for run in T.unroll(tile.runs_of_row):
-                for part in T.unroll(tile.width // vector):
-                    column: T.let = place[1] + tile.column(tx, run) + part * vector
-                    for j in T.unroll(vector):
-                        rounded[j] = T.Cast(
-                            dtype,
-                            power(
-                                sums[i * run_sums + run * tile.width + part * vector + j]
-                                - highest[i]
-                            )
-                            * total[i],
-                        )
-                    if row < block.m and column < chunk:
-                        for j in T.vectorized(vector):
-                            weights[block.head, row, base + column + j] = rounded[j]
-
-    @T.inline
-    def finish(operands, sums, number, tx):
-        """After each key block, of the first pass and then of the second."""
-        block, _, weights, highest, total, shared_rows = operands
-        mask(block, sums, number, tx)
-        if number < block.blocks:
-            accumulate(sums, highest, total, tx)
-            if number == block.blocks - 1:
-                share(highest, total, shared_rows, tx)
-        else:
-            write(block, weights, sums, highest, total, number, tx)
+    def compute(scores, shared, sums, tx):
+        """Scores, hidden ones very low."""
         for i in T.unroll(tile.accumulators):
             sums[i] = f32(0.0)
+        product(scores, shared, sums, steps, tx)
+        # The last key of the block that query row 0 sees; a row further on sees one more.
+        last: T.int32 = (
+            T.Select(scores.kind == 0, scores.rows.start + scores.rows.row0, chunk - 1)
+            - scores.first
+        )
+        if last < BLOCK - 1:
+            for i in T.unroll(thread_rows):
+                further = T.meta_var((1 - scores.kind) * tile.row(tx, i * tile.runs_of_row))
+                for j in T.unroll(run_sums):
+                    column = T.meta_var(tile.column(tx, j // tile.width) + j % tile.width)
+                    if column > last + further:
+                        sums[i * run_sums + j] = f32(_HIDDEN)
 
-    product = tile.product(query, key, finish, steps)
+    # A sum of exponentials is 2^peak * total, the peak being the largest score in units of log(2).
+    @T.inline
+    def combine(peaks, totals, count, peak, total):
+        """The sum of ``count`` sums; ``peaks(i)`` and ``totals(i)`` give their parts."""
+        power = T.alloc_local((1,), "float32")
+        peak[0] = peaks(0)
+        for i in T.serial(count - 1):
+            peak[0] = T.max(peak[0], peaks(i + 1))
+        total[0] = f32(0.0)
+        for i in T.serial(count):
+            power_of_two(power, 0, peaks(i) - peak[0])
+            total[0] = total[0] + totals(i) * power[0]
+
+    @T.inline
+    def sums_of_block(scores, partial, weights, arena, number, blocks, sums, tx):
+        """Each row's sum over this block, from what each thread has of it."""
+        shape = T.meta_var((2, BLOCK, tile.sharers))
+        shares = T.decl_buffer(shape, "float32", data=arena.data, scope=tile.scope)
+        peak = T.alloc_local((1,), "float32")
+        total = T.alloc_local((1,), "float32")
+        power = T.alloc_local((1,), "float32")
+        for i in T.unroll(thread_rows):
+            peak[0] = largest([sums[i * run_sums + j] for j in range(run_sums)]) * f32(_LOG2E)
+            total[0] = f32(0.0)
+            for j in T.unroll(run_sums):
+                power_of_two(power, 0, sums[i * run_sums + j] * f32(_LOG2E) - peak[0])
+                total[0] = total[0] + power[0]
+            shares[0, tile.row(tx, i * tile.runs_of_row), tile.sharer(tx)] = peak[0]
+            shares[1, tile.row(tx, i * tile.runs_of_row), tile.sharer(tx)] = total[0]
+        T.tvm_storage_sync("shared")
+        row: T.int32 = scores.rows.row0 + tx
+        if tx < BLOCK and row < scores.rows.m:
+            combine(
+                lambda i: shares[0, tx, i], lambda i: shares[1, tx, i], tile.sharers, peak, total
+            )
+            partial[0, scores.rows.head, number, row] = peak[0]
+            partial[1, scores.rows.head, number, row] = total[0]
+
+    @T.inline
+    def probabilities(scores, partial, weights, arena, number, blocks, sums, tx):
+        """Each row's sum over all its blocks; the block's probabilities."""
+        rows = T.meta_var(scores.rows)
+        shared_rows = T.decl_buffer((2, BLOCK), "float32", data=arena.data, scope=tile.scope)
+        peak = T.alloc_local((1,), "float32")
+        total = T.alloc_local((1,), "float32")
+        power = T.alloc_local((1,), "float32")
+        rounded = T.alloc_local((vector,), dtype)
+        if tx < BLOCK:
+            row: T.int32 = T.min(rows.row0 + tx, rows.m - 1)
+            combine(
+                lambda i: partial[0, rows.head, i, row],
+                lambda i: partial[1, rows.head, i, row],
+                blocks,
+                peak,
+                total,
+            )
+            shared_rows[0, tx] = peak[0]
+            shared_rows[1, tx] = f32(1.0) / total[0]
+        T.tvm_storage_sync("shared")
+        for i in T.unroll(thread_rows):
+            place: T.int32 = tile.row(tx, i * tile.runs_of_row)
+            peak[0] = shared_rows[0, place]
+            total[0] = shared_rows[1, place]
+            for part in T.unroll(run_sums // vector):
+                inner = T.meta_var(part * vector % tile.width)
+                column: T.int32 = (
+                    scores.first + tile.column(tx, part * vector // tile.width) + inner
+                )
+                for j in T.unroll(vector):
+                    score = T.meta_var(sums[i * run_sums + part * vector + j])
+                    power_of_two(power, 0, score * f32(_LOG2E) - peak[0])
+                    rounded[j] = T.Cast(dtype, power[0] * total[0])
+                if rows.row0 + place < rows.m and column < chunk:
+                    for j in T.vectorized(vector):
+                        weights[rows.head, rows.row0 + place, scores.base + column + j] = rounded[j]
+
+    def kernel(finish):
+        """An inline: the scores of query rows and one block of keys, if they see it; ``finish``."""
+
+        @T.inline
+        def run(
+            Queries, Slots, Position, Keys, Partial, Weights, layer, number, row_tile, head, m, tx
+        ):
+            slot: T.int32 = Slots[0]
+            start: T.int32 = Position[slot] % chunk
+            own_row: T.int32 = Position[slot] % (2 * chunk) - start
+            previous: T.int32 = T.Select(Position[slot] >= chunk, chunk_blocks, 0)
+            rows = T.meta_var(
+                _Rows(Queries, layer, slot, head, row_tile * BLOCK, m, start, own_row, previous)
+            )
+            blocks: T.int32 = previous + T.ceildiv(rows.seen(BLOCK, chunk), BLOCK)
+            if number < blocks:
+                half = T.meta_var(rows.half(number, BLOCK))
+                kind: T.int32 = T.Select(half[0], 0, 1)
+                first: T.int32 = half[1]
+                base: T.int32 = T.Select(half[0], own_row, chunk - own_row)
+                scores = T.meta_var(_Scores(rows, Keys, kind, base, first))
+                arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
+                shared = tile.shared(arena)
+                sums = T.alloc_local((tile.accumulators,), "float32")
+                compute(scores, shared, sums, tx)
+                finish(scores, Partial, Weights, arena, number, blocks, sums, tx)
+
+        return run
+
+    sum_up, write = kernel(sums_of_block), kernel(probabilities)
 
     @T.prim_func(private=True)
     def attention_weights(
@@ -219,39 +271,23 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
         Position = T.match_buffer(position, (num_slots,), "int32")
         Keys = T.match_buffer(keys, (layers, num_slots, 2 * chunk, z_dim), dtype)
         Weights = T.match_buffer(weights, (heads, m, 2 * chunk), dtype)
-        T.device_entry()
-        tiles: T.let = (m + tile.rows - 1) // tile.rows
-        head, order = T.cta_id([heads, (m + tile.rows - 1) // tile.rows])
-        tx = T.thread_id([tile.threads])
-        arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
-        shared = tile.shared(arena)
-        shared_rows = T.alloc_shared((2, tile.rows, tile.sharers), "float32")
-        sums = T.alloc_local((tile.accumulators,), "float32")
-        highest = T.alloc_local((thread_rows,), "float32")
-        total = T.alloc_local((thread_rows,), "float32")
-        slot: T.int32 = Slots[0]
-        start: T.int32 = Position[slot] % chunk
-        own_row: T.int32 = Position[slot] % (2 * chunk) - start
-        # The last rows see the most keys: they begin first.
-        row0: T.int32 = (tiles - 1 - order) * tile.rows
-        seen: T.int32 = _own_columns(start, row0 // BLOCK * BLOCK, m, BLOCK, chunk)
-        previous: T.int32 = T.Select(Position[slot] >= chunk, chunk_blocks, 0)
-        blocks: T.int32 = previous + (seen + tile.columns - 1) // tile.columns
-        for i in T.unroll(tile.accumulators):
-            sums[i] = f32(0.0)
-        for i in T.unroll(thread_rows):
-            highest[i] = f32(_LOWEST)
-            total[i] = f32(0.0)
-        block = T.meta_var(
-            _Block(Queries, layer, slot, head, row0, m, start, own_row, previous, blocks)
-        )
-        product(
-            (block, Keys, Weights, highest, total, shared_rows),
-            shared,
-            sums,
-            2 * blocks * steps,
-            tx,
-        )
+        Partial = T.alloc_buffer((2, heads, 2 * chunk_blocks, m), "float32")
+        with (
+            T.launch_thread("blockIdx.x", 2 * chunk_blocks) as number,
+            T.launch_thread("blockIdx.y", T.ceildiv(m, BLOCK)) as row_tile,
+            T.launch_thread("blockIdx.z", heads) as head,
+            T.launch_thread("threadIdx.x", tile.threads) as tx,
+        ):
+            place = T.meta_var((layer, number, row_tile, head, m, tx))
+            sum_up(Queries, Slots, Position, Keys, Partial, Weights, *place)
+        with (
+            T.launch_thread("blockIdx.x", 2 * chunk_blocks) as number,
+            T.launch_thread("blockIdx.y", T.ceildiv(m, BLOCK)) as row_tile,
+            T.launch_thread("blockIdx.z", heads) as head,
+            T.launch_thread("threadIdx.x", tile.threads) as tx,
+        ):
+            place = T.meta_var((layer, number, row_tile, head, m, tx))
+            write(Queries, Slots, Position, Keys, Partial, Weights, *place)
 
     return attention_weights
 
@@ -269,77 +305,82 @@ def attention(
     columns = z_dim + value_dim + model_dim
     tile: TensorTile | RegisterTile
     if _on_tensor_cores(dtype, z_head, v_head, chunk):
-        tile = TensorTile(dtype, 128, 256, warp_rows=2, warp_columns=4, right_by_depth=True)
+        tile = TensorTile(dtype, 128, 128, 2, 2, right_by_depth=True, stages=3, depth=64)
     else:
         tile = RegisterTile(right_by_depth=True)
     vector = vector_width(dtype, tile.width, v_head, z_dim, columns)
-    chunk_steps = (chunk + tile.depth - 1) // tile.depth
+    chunk_steps = -(-chunk // tile.depth)
+    run_sums = tile.width * tile.runs_of_row
+    thread_rows = tile.accumulators // run_sums
 
-    def inside(k, extent: int):
-        return k < extent if extent % tile.depth else None
+    def within(k, extent: int, size: int):
+        return k < extent if extent % size else None
 
     def weight(operands, row, step, k):
-        block, weights = operands[:2]
-        own, first = block.place(step, tile.depth)
-        base = T.Select(own, block.own_row, chunk - block.own_row)
-        row = T.min(block.row0 + row, block.m - 1)
-        return weights, [block.head, row, base + first + k], inside(first + k, chunk)
+        rows, weights, _, _ = operands
+        own, first = rows.half(step, tile.depth)
+        base = T.Select(own, rows.own_row, chunk - rows.own_row)
+        exists = both(rows.row0 + row < rows.m, within(first + k, chunk, tile.depth))
+        return weights, [rows.head, rows.row0 + row, base + first + k], exists
 
     def value(operands, column, step, k):
-        block, _, values, column0 = operands
-        own, first = block.place(step, tile.depth)
-        base = T.Select(own, block.own_row, chunk - block.own_row)
-        # Rows after the last key have weight zero, but hold anything.
-        last = T.Select(own, block.start + block.m, chunk) - 1
-        row = base + T.min(first + k, last)
-        column = block.head * v_head + T.min(column0 + column, v_head - tile.group)
-        return values, [block.layer, block.slot, row, column], inside(first + k, chunk)
+        rows, _, values, column0 = operands
+        own, first = rows.half(step, tile.depth)
+        base = T.Select(own, rows.own_row, chunk - rows.own_row)
+        indices = [rows.layer, rows.slot, base + first + k, rows.head * v_head + column0 + column]
+        # A row of the ring that is yet to come holds anything.
+        come = first + k < T.Select(own, rows.start + rows.m, chunk)
+        return values, indices, both(come, within(column0 + column, v_head, tile.columns))
 
     def feature(operands, row, step, k):
-        block = operands[0]
+        rows = operands[0]
         depth = step * tile.depth + k
-        row = T.min(block.row0 + row, block.m - 1)
-        return block.queries, [2, row, block.head * z_head + depth], inside(depth, z_head)
+        exists = both(rows.row0 + row < rows.m, within(depth, z_head, tile.depth))
+        return rows.queries, [2, rows.row0 + row, rows.head * z_head + depth], exists
 
     def memory_value(operands, column, step, k):
-        block, memory, column0 = operands
+        rows, memory, column0 = operands
         depth = step * tile.depth + k
-        column = T.min(column0 + column, v_head - tile.group)
-        return memory, [block.head, depth, column], inside(depth, z_head)
+        exists = both(
+            within(depth, z_head, tile.depth), within(column0 + column, v_head, tile.columns)
+        )
+        return memory, [rows.head, depth, column0 + column], exists
 
     attend = tile.product(weight, value)
     read_memory = tile.product(feature, memory_value)
 
     @T.inline
-    def gate(block, projected, bias, column0, sums, tx):
+    def gate(rows, projected, bias, column0, sums, tx):
         raw = T.alloc_local((vector,), dtype)
-        for run in T.unroll(tile.accumulators // tile.width):
-            row: T.let = T.min(block.row0 + tile.row(tx, run), block.m - 1)
-            for part in T.unroll(tile.width // vector):
-                column: T.let = (
-                    z_dim
-                    + block.head * v_head
-                    + T.min(column0 + tile.column(tx, run) + part * vector, v_head - vector)
-                )
+        shift = T.alloc_local((vector,), "float32")
+        # A column's bias serves all rows.
+        for part in T.unroll(run_sums // vector):
+            inner = T.meta_var(part * vector % tile.width)
+            column: T.int32 = column0 + tile.column(tx, part * vector // tile.width) + inner
+            channel: T.int32 = z_dim + rows.head * v_head + T.min(column, v_head - vector)
+            for j in T.vectorized(vector):
+                shift[j] = bias[channel + j]
+            for i in T.unroll(thread_rows):
+                row = T.meta_var(rows.row0 + tile.row(tx, i * tile.runs_of_row))
                 for j in T.vectorized(vector):
-                    raw[j] = projected[row, column + j]
+                    raw[j] = projected[T.min(row, rows.m - 1), channel + j]
                 for j in T.unroll(vector):
-                    index = T.meta_var(run * tile.width + part * vector + j)
-                    r: T.let = T.Cast("float32", raw[j]) + bias[column + j]
+                    index = T.meta_var(i * run_sums + part * vector + j)
+                    r: T.let = T.Cast("float32", raw[j]) + shift[j]
                     sums[index] = sums[index] * silu(r)
 
     @T.inline
-    def write(block, gated, column0, sums, tx):
+    def write(rows, gated, column0, sums, tx):
         rounded = T.alloc_local((vector,), dtype)
         for run in T.unroll(tile.accumulators // tile.width):
-            row: T.let = block.row0 + tile.row(tx, run)
+            row: T.let = rows.row0 + tile.row(tx, run)
             for part in T.unroll(tile.width // vector):
                 column: T.let = column0 + tile.column(tx, run) + part * vector
                 for j in T.unroll(vector):
                     rounded[j] = T.Cast(dtype, sums[run * tile.width + part * vector + j])
-                if row < block.m and column < v_head:
+                if row < rows.m and column < v_head:
                     for j in T.vectorized(vector):
-                        gated[row, block.head * v_head + column + j] = rounded[j]
+                        gated[row, rows.head * v_head + column + j] = rounded[j]
 
     @T.prim_func(private=True)
     def attention(
@@ -367,14 +408,10 @@ def attention(
         Position = T.match_buffer(position, (num_slots,), "int32")
         Gated = T.match_buffer(gated, (m, value_dim), dtype)
         T.device_entry()
-        tiles: T.let = (m + tile.rows - 1) // tile.rows
-        # Neighbours share a head's values in the cache.
-        order, column_tile, head = T.cta_id(
-            [
-                (m + tile.rows - 1) // tile.rows,
-                (v_head + tile.columns - 1) // tile.columns,
-                heads,
-            ]
+        # One head after the other, so that its values stay in the cache; the rows that see the most
+        # keys begin first.
+        column_tile, order, head = T.cta_id(
+            [T.ceildiv(v_head, tile.columns), T.ceildiv(m, tile.rows), heads]
         )
         tx = T.thread_id([tile.threads])
         arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
@@ -383,21 +420,16 @@ def attention(
         slot: T.int32 = Slots[0]
         start: T.int32 = Position[slot] % chunk
         own_row: T.int32 = Position[slot] % (2 * chunk) - start
-        row0: T.int32 = (tiles - 1 - order) * tile.rows
-        column0: T.int32 = column_tile * tile.columns
-        seen: T.int32 = _own_columns(start, row0, m, tile.rows, chunk)
         previous: T.int32 = T.Select(Position[slot] >= chunk, chunk_steps, 0)
-        blocks: T.int32 = previous + (seen + tile.depth - 1) // tile.depth
-        block = T.meta_var(
-            _Block(Queries, layer, slot, head, row0, m, start, own_row, previous, blocks)
-        )
+        row0: T.int32 = (T.ceildiv(m, tile.rows) - 1 - order) * tile.rows
+        column0: T.int32 = column_tile * tile.columns
+        rows = T.meta_var(_Rows(Queries, layer, slot, head, row0, m, start, own_row, previous))
+        steps: T.int32 = previous + T.ceildiv(rows.seen(tile.rows, chunk), tile.depth)
         for i in T.unroll(tile.accumulators):
             sums[i] = f32(0.0)
-        attend((block, Weights, Values, column0), shared, sums, blocks, tx)
-        gate(block, Projected, Bias, column0, sums, tx)
-        read_memory(
-            (block, Memory, column0), shared, sums, (z_head + tile.depth - 1) // tile.depth, tx
-        )
-        write(block, Gated, column0, sums, tx)
+        attend((rows, Weights, Values, column0), shared, sums, steps, tx)
+        gate(rows, Projected, Bias, column0, sums, tx)
+        read_memory((rows, Memory, column0), shared, sums, -(-z_head // tile.depth), tx)
+        write(rows, Gated, column0, sums, tx)
 
     return attention
