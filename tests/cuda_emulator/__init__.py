@@ -20,7 +20,14 @@ ORDERS = ("forward", "reverse", "shuffled")
 
 _NATIVE = Path(__file__).parent / "native"
 _COMPILER = ["g++", "-std=c++17", "-fPIC", "-pthread"]
-_DRIVER = ["driver.cpp", "scheduler.cpp", "memory.cpp", "tensor_core.cpp", "bulk_copy.cpp"]
+_DRIVER = [
+    "bulk_copy.cpp",
+    "dependent_launch.cpp",
+    "driver.cpp",
+    "memory.cpp",
+    "scheduler.cpp",
+    "tensor_core.cpp",
+]
 # Kernels see their memory as whatever type suits them, and their integers wrap around. An index
 # into an array of known size is checked.
 _KERNEL_OPTIONS = [

@@ -11,14 +11,17 @@ import cuda_emulator
 
 
 class DeviceKernel:
-    """A device function (TIRx, with ``T.device_entry()``), compiled for the emulated device."""
+    """A device function (TIRx, with ``T.device_entry()``), compiled for the emulated device.
+
+    ``function`` takes tensors of the device, a call copies arrays there and back.
+    """
 
     def __init__(self, function, arch: str) -> None:
         cuda_emulator.install()
         target = tvm.target.Target({"kind": "cuda", "arch": arch}, host="llvm")
         module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
         with target:
-            self._function = tvm.compile(module, target=target, tir_pipeline="tirx")["main"]
+            self.function = tvm.compile(module, target=target, tir_pipeline="tirx")["main"]
 
     def __call__(self, *arguments: Any, order: str = "forward") -> list[np.ndarray]:
         """All arrays among the arguments as a run with its threads in this order leaves them."""
@@ -28,6 +31,6 @@ class DeviceKernel:
             tvm.runtime.tensor(argument, device) if isinstance(argument, np.ndarray) else argument
             for argument in arguments
         ]
-        self._function(*given)
+        self.function(*given)
         device.sync()
         return [argument.numpy() for argument in given if isinstance(argument, tvm.runtime.Tensor)]

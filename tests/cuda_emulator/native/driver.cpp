@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "dependent_launch.h"
 #include "errors.h"
 #include "scheduler.h"
 #include "stream.h"
@@ -53,7 +54,7 @@ class OwnedLaunch {
   int operator()() {
     launch_.arguments = pointers_.data();
     const std::lock_guard<std::mutex> lock(launching);
-    const std::string failure = run(launch_, order);
+    const std::string failure = run_accounted(launch_, [this] { return run(launch_, order); });
     if (failure.empty()) return kSuccess;
     set_launch_failure(failure);
     return kLaunchFailed;
@@ -103,11 +104,12 @@ struct LaunchAttribute {
   char padding[4];
   union {
     Index cluster;
+    int programmatic;
     char bytes[64];
   } value;
 };
 
-constexpr int kClusterDimension = 4;
+constexpr int kClusterDimension = 4, kProgrammaticStreamSerialization = 6;
 
 struct LaunchConfig {
   Index grid, block;
@@ -208,10 +210,13 @@ int cuTensorMapEncodeTiled(void* encoded, int type, unsigned rank, void* address
 }
 
 int cuLaunchKernelEx(const LaunchConfig* config, const Kernel* kernel, void** arguments, void**) {
-  Launch launch{kernel, arguments, config->grid, config->block, {1, 1, 1}, config->shared_bytes};
+  Launch launch{kernel,    arguments,           config->grid, config->block,
+                {1, 1, 1}, config->shared_bytes, false};
   for (unsigned i = 0; i < config->attribute_count; ++i) {
-    if (config->attributes[i].id == kClusterDimension) {
-      launch.cluster = config->attributes[i].value.cluster;
+    const LaunchAttribute& attribute = config->attributes[i];
+    if (attribute.id == kClusterDimension) launch.cluster = attribute.value.cluster;
+    if (attribute.id == kProgrammaticStreamSerialization) {
+      launch.dependent = attribute.value.programmatic != 0;
     }
   }
   const Index grid = launch.grid, cluster = launch.cluster;

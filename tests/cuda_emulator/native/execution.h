@@ -28,6 +28,7 @@ struct Launch {
   void** arguments;
   Index grid, block, cluster;
   size_t dynamic_shared;  // bytes
+  bool dependent;         // it may start before the kernels before it have ended
 };
 
 struct Block {
@@ -80,6 +81,8 @@ void sleep_on(const void* what);
 void wake(const void* what);
 void cluster_arrive();
 void cluster_wait();
+// Waits for the kernels before this one.
+void grid_dependency_wait();
 // Lets other fibers run.
 void yield();
 // Ends the launch with a message.

@@ -82,12 +82,30 @@ bool release(void* pointer) {
   return true;
 }
 
+std::vector<Memory> all_memory() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  std::vector<Memory> memory;
+  for (const auto& [start, allocation] : allocations()) {
+    memory.push_back({const_cast<unsigned char*>(start), allocation.bytes});
+  }
+  return memory;
+}
+
+void protect_memory(bool read_only) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  for (const auto& [start, allocation] : allocations()) {
+    mprotect(allocation.pages, allocation.mapped, read_only ? PROT_READ : PROT_READ | PROT_WRITE);
+  }
+}
+
 std::string describe_address(const void* address) {
   const auto* at = static_cast<const unsigned char*>(address);
   for (const auto& [start, allocation] : allocations()) {
     if (at < allocation.pages - page_size() || at >= allocation.end() + page_size()) continue;
     const ptrdiff_t offset = at - start;
-    return "byte " + std::to_string(offset) + " of " + name(start, allocation);
+    const bool inside = offset >= 0 && offset < static_cast<ptrdiff_t>(allocation.bytes);
+    return "byte " + std::to_string(offset) + " of " + name(start, allocation) +
+           (inside ? " is written before griddepcontrol.wait" : "");
   }
   char text[64];
   snprintf(text, sizeof text, "%p is not device memory", address);

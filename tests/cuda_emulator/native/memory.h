@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <string>
+#include <vector>
 
 namespace emulator {
 
@@ -21,6 +22,14 @@ void unmap_guarded(unsigned char* memory, size_t bytes);
 void* allocate(size_t bytes);
 // False if it is none of ours.
 bool release(void* pointer);
+
+struct Memory {
+  unsigned char* start;
+  size_t bytes;
+};
+std::vector<Memory> all_memory();
+// Makes all memory of the device read-only, or writable again.
+void protect_memory(bool read_only);
 
 // Where an address lies that a kernel may not use.
 std::string describe_address(const void* address);

@@ -195,6 +195,7 @@ inline void cp_async_bulk_tensor_multicast(uint32_t to, const void* map,
 
 using emulator::cluster_arrive;
 using emulator::cluster_wait;
+using emulator::grid_dependency_wait;
 
 inline void mapa(uint32_t (&result)[1], uint32_t address, uint32_t rank) {
   result[0] = address_in_block(address, rank);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "dependent_launch.h"
 #include "errors.h"
 #include "memory.h"
 #include "scheduler.h"
@@ -118,6 +119,7 @@ int cudaFreeHost(void* pointer) {
 
 int cudaMemcpyAsync(void* to, const void* from, size_t bytes, int, Stream* stream) {
   return report(submit(stream, [=]() -> int {
+    forget_writes();
     std::memmove(to, from, bytes);
     return kSuccess;
   }));

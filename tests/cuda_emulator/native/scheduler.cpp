@@ -13,6 +13,7 @@
 
 #include "context_switch.h"
 #include "deferred.h"
+#include "dependent_launch.h"
 #include "memory.h"
 
 namespace emulator {
@@ -112,6 +113,7 @@ class Worker {
   void wake(const void* what);
   void cluster_arrive();
   void cluster_wait();
+  void grid_dependency_wait();
 
   std::string failure;
 
@@ -121,6 +123,7 @@ class Worker {
   ThreadState& state() { return states_[current - threads_.data()]; }
   Thread* pick();
   bool transfer_next();
+  bool end_dependency();
   void check_cluster_barrier();
   std::string why_stuck() const;
   void* stack_top(size_t thread);
@@ -135,6 +138,7 @@ class Worker {
   std::vector<std::pair<const void*, Thread*>> sleepers_;
   size_t cluster_arrived_ = 0;
   uint64_t cluster_turn_ = 0;
+  bool started_early_ = false;  // and has not waited for the kernels before this one
   size_t polls_ = 0;  // since a fiber last got further
   Picker picker_{Order::kForward};
   void* main_context_ = nullptr;
@@ -175,6 +179,7 @@ bool Worker::run(const Launch& launch, Order order, std::atomic<uint64_t>& next_
       emulator_switch(&main_context_, current->stack_pointer);
     }
   }
+  reveal_writes();
   worker = nullptr;
   current = nullptr;
   sigaltstack(&before, nullptr);
@@ -204,6 +209,7 @@ void Worker::start(const Launch& launch, uint64_t cluster) {
   sleepers_.clear();
   cluster_arrived_ = 0;
   polls_ = 0;
+  started_early_ = launch.dependent;
   while (arenas_.size() < blocks) {
     arenas_.push_back(map_guarded(round_up(kMaxShared, page_size())));
   }
@@ -222,6 +228,7 @@ void Worker::start(const Launch& launch, uint64_t cluster) {
     block.first_warp = &warps_[rank * warps];
     start_block(launch, block);
   }
+  if (launch.dependent) hide_writes();
 }
 
 void Worker::start_block(const Launch& launch, BlockState& block) {
@@ -262,7 +269,7 @@ Thread* Worker::pick() {
 void Worker::next() {
   Thread* const self = current;
   Thread* other = pick();
-  while (other == nullptr && transfer_next()) other = pick();
+  while (other == nullptr && (transfer_next() || end_dependency())) other = pick();
   if (other == self) return;
   if (other != nullptr) {
     current = other;
@@ -283,10 +290,23 @@ bool Worker::transfer_next() {
   return true;
 }
 
+// The kernels before this one end when no fiber can go on without it; false if they have.
+bool Worker::end_dependency() {
+  if (!started_early_) return false;
+  started_early_ = false;
+  reveal_writes();
+  wake(&started_early_);
+  return true;
+}
+
+void Worker::grid_dependency_wait() {
+  while (started_early_) sleep_on(&started_early_);
+}
+
 void Worker::yield() {
   constexpr size_t kPatience = 10'000'000;
   if (++polls_ > kPatience) fail("threads poll for ever");
-  if (pick() == current) transfer_next();
+  if (pick() == current && !transfer_next()) end_dependency();
   next();
 }
 
@@ -497,6 +517,7 @@ void sleep_on(const void* what) { worker->sleep_on(what); }
 void wake(const void* what) { worker->wake(what); }
 void cluster_arrive() { worker->cluster_arrive(); }
 void cluster_wait() { worker->cluster_wait(); }
+void grid_dependency_wait() { worker->grid_dependency_wait(); }
 void fail(const char* message) { worker->fail(message); }
 
 std::string run(const Launch& launch, Order order) {
@@ -505,7 +526,9 @@ std::string run(const Launch& launch, Order order) {
   // A thread of the CPU for every so many of the grid; their stacks take address space.
   constexpr uint64_t kThreadsEach = 1 << 13, kMaxWorkers = 4;
   const uint64_t cores = std::clamp<uint64_t>(std::thread::hardware_concurrency(), 1, kMaxWorkers);
-  const size_t wanted = std::clamp<uint64_t>(threads / kThreadsEach, 1, cores);
+  // Memory is hidden from one block at a time.
+  const size_t wanted =
+      launch.dependent ? 1 : std::clamp<uint64_t>(threads / kThreadsEach, 1, cores);
   while (workers().size() < wanted) workers().push_back(std::make_unique<Worker>());
 
   FaultHandlers handlers;
