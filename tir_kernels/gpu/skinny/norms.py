@@ -18,7 +18,7 @@ from ..reduce import WARP, cta_reduce
 from .plan import Plan
 
 FUSED_ROWS = 8
-_THREADS = 256
+_THREADS = 512
 _LOADED = 4  # rows whose features are in registers at a time
 _VECTOR = 4  # floats of 16 bytes
 
@@ -36,6 +36,11 @@ class Norm:
     def size(self) -> int:
         """Features of a group."""
         return self.dim // self.groups
+
+    @property
+    def in_vectors(self) -> bool:
+        """Whether ``whole_rows`` can do it."""
+        return self.groups == 1 and self.dim % _VECTOR == 0
 
     def mean(self, sum):
         return sum / f32(self.size) if self.centred else f32(0.0)
@@ -55,6 +60,80 @@ class Norm:
         return x * scale * parameters[0]
 
 
+def whole_rows(norm: Norm, threads: int, rows: int, dtype: str):
+    """An inline (operands, b, Y, tx): rows b to b + rows - 1 normalised into the same rows of Y.
+
+    For one group. All ``threads`` take part; each holds its features of these rows in registers.
+    """
+    runs = -(-norm.dim // (_VECTOR * threads))
+    own = runs * _VECTOR
+    reduce = cta_reduce(total, threads, rows)
+
+    def feature(tx, i):
+        """The first of the thread's i-th run of features, and whether there is such a run."""
+        first = (i * threads + tx) * _VECTOR
+        return first, first < norm.dim
+
+    def element(X, row, k):
+        return X[k] if row is None else X[row, k]
+
+    @T.inline
+    def load(X, row, values, at, tx):
+        for i in T.unroll(runs):
+            if feature(tx, i)[1]:
+                for j in T.vectorized(_VECTOR):
+                    values[at, i * _VECTOR + j] = element(X, row, feature(tx, i)[0] + j)
+            else:
+                for j in T.unroll(_VECTOR):
+                    values[at, i * _VECTOR + j] = f32(0.0)
+
+    @T.inline
+    def write(values, parameters, mean, scale, at, Y, row, tx):
+        rounded = T.alloc_local((_VECTOR,), dtype)
+        for i in T.unroll(runs):
+            for j in T.unroll(_VECTOR):
+                own_parameters = T.meta_var(
+                    [parameters[n, i * _VECTOR + j] for n in range(norm.num_parameters)]
+                )
+                rounded[j] = T.Cast(
+                    dtype,
+                    norm.apply(values[at, i * _VECTOR + j], mean[at], scale[at], own_parameters),
+                )
+            if feature(tx, i)[1]:
+                for j in T.vectorized(_VECTOR):
+                    Y[row, feature(tx, i)[0] + j] = rounded[j]
+
+    def squared_deviation(values, mean, at, i, tx):
+        deviation = values[at, i] - mean[at]
+        return T.Select(feature(tx, i // _VECTOR)[1], deviation * deviation, f32(0.0))
+
+    @T.inline
+    def normalise(operands, b, Y, tx):
+        values = T.alloc_local((rows, own), "float32")
+        parameters = T.alloc_local((norm.num_parameters, own), "float32")
+        mean = T.alloc_local((rows,), "float32")
+        scale = T.alloc_local((rows,), "float32")
+        sums = T.alloc_shared((rows, threads // WARP), "float32")
+        squares = T.alloc_shared((rows, threads // WARP), "float32")
+        # The weight and, for a layer norm, the bias, under way beside the activations.
+        load(operands[1], None, parameters, 0, tx)
+        load(operands[-1], None, parameters, norm.num_parameters - 1, tx)
+        for at in T.unroll(rows):
+            load(operands[0], b + at, values, at, tx)
+        for at in T.unroll(rows):
+            mean[at] = total([values[at, i] for i in range(own)])
+        reduce(mean, sums, tx)
+        for at in T.unroll(rows):
+            mean[at] = norm.mean(mean[at])
+            scale[at] = total([squared_deviation(values, mean, at, i, tx) for i in range(own)])
+        reduce(scale, squares, tx)
+        for at in T.unroll(rows):
+            scale[at] = norm.scale(scale[at])
+            write(values, parameters, mean, scale, at, Y, b + at, tx)
+
+    return normalise
+
+
 @dataclasses.dataclass(frozen=True)
 class Normalised:
     """Activations that a product normalises for itself.
@@ -65,85 +144,18 @@ class Normalised:
     norm: Norm
 
     def fits(self, plan: Plan) -> bool:
-        """Whether ``stage`` can fill shared memory at once: one group, one chunk, whole vectors."""
-        return self.norm.groups == 1 and plan.chunks == 1 and self.norm.dim % _VECTOR == 0
+        """Whether ``stage`` can fill shared memory at once."""
+        return self.norm.in_vectors and plan.chunks == 1
 
     def stage(self, plan: Plan):
-        """An inline (operands, Staged, tx).
-
-        Every thread holds its features of up to _LOADED rows in registers.
-        """
-        norm, threads, batch = self.norm, plan.threads, plan.shape.batch
-        dtype = plan.shape.dtype
-        rows = min(batch, _LOADED)
-        runs = -(-norm.dim // (_VECTOR * threads))
-        own = runs * _VECTOR
-        reduce = cta_reduce(total, threads, rows)
-
-        def feature(tx, i):
-            """The first of the thread's i-th run of features, and whether there is such a run."""
-            first = (i * threads + tx) * _VECTOR
-            return first, first < norm.dim
-
-        def element(X, row, k):
-            return X[k] if row is None else X[row, k]
-
-        @T.inline
-        def load(X, row, values, at, tx):
-            for i in T.unroll(runs):
-                if feature(tx, i)[1]:
-                    for j in T.vectorized(_VECTOR):
-                        values[at, i * _VECTOR + j] = element(X, row, feature(tx, i)[0] + j)
-                else:
-                    for j in T.unroll(_VECTOR):
-                        values[at, i * _VECTOR + j] = f32(0.0)
-
-        @T.inline
-        def write(values, parameters, mean, scale, b, Staged, row, tx):
-            rounded = T.alloc_local((_VECTOR,), dtype)
-            for i in T.unroll(runs):
-                for j in T.unroll(_VECTOR):
-                    own_parameters = T.meta_var(
-                        [parameters[n, i * _VECTOR + j] for n in range(norm.num_parameters)]
-                    )
-                    rounded[j] = T.Cast(
-                        dtype,
-                        norm.apply(values[b, i * _VECTOR + j], mean[b], scale[b], own_parameters),
-                    )
-                if feature(tx, i)[1]:
-                    for j in T.vectorized(_VECTOR):
-                        Staged[0, row, feature(tx, i)[0] + j] = rounded[j]
-
-        def squared_deviation(values, mean, b, i, tx):
-            deviation = values[b, i] - mean[b]
-            return T.Select(feature(tx, i // _VECTOR)[1], deviation * deviation, f32(0.0))
+        """An inline (operands, Staged, tx): all activations into Staged [batch, stride]."""
+        rows = min(plan.shape.batch, _LOADED)
+        normalise = whole_rows(self.norm, plan.threads, rows, plan.shape.dtype)
 
         @T.inline
         def stage(operands, Staged, tx):
-            values = T.alloc_local((rows, own), "float32")
-            parameters = T.alloc_local((norm.num_parameters, own), "float32")
-            mean = T.alloc_local((rows,), "float32")
-            scale = T.alloc_local((rows,), "float32")
-            sums = T.alloc_shared((rows, threads // WARP), "float32")
-            squares = T.alloc_shared((rows, threads // WARP), "float32")
-            # The weight and, for a layer norm, the bias, under way beside the activations.
-            load(operands[1], None, parameters, 0, tx)
-            load(operands[-1], None, parameters, norm.num_parameters - 1, tx)
-            for b0 in T.serial(batch // rows):
-                for b in T.unroll(rows):
-                    load(operands[0], b0 * rows + b, values, b, tx)
-                for b in T.unroll(rows):
-                    mean[b] = total([values[b, i] for i in range(own)])
-                reduce(mean, sums, tx)
-                for b in T.unroll(rows):
-                    mean[b] = norm.mean(mean[b])
-                    scale[b] = total(
-                        [squared_deviation(values, mean, b, i, tx) for i in range(own)]
-                    )
-                reduce(scale, squares, tx)
-                for b in T.unroll(rows):
-                    scale[b] = norm.scale(scale[b])
-                    write(values, parameters, mean, scale, b, Staged, b0 * rows + b, tx)
+            for b in T.serial(plan.shape.batch // rows):
+                normalise(operands, b * rows, Staged, tx)
 
         return stage
 
@@ -210,19 +222,21 @@ def statistics(norm: Norm, threads: int):
 
 
 def _row(norm: Norm, dtype: str):
-    """An inline (X, parameters, Y, b, tx) for one row."""
+    """An inline (operands, b, Y, tx) for one row by _THREADS threads."""
+    if norm.in_vectors:
+        return whole_rows(norm, _THREADS, 1, dtype)
     of_group = statistics(norm, _THREADS)
 
     @T.inline
-    def row(X, parameters, Y, b, tx):
+    def row(operands, b, Y, tx):
         found = T.alloc_local((2,), "float32")
         for group in T.serial(norm.groups):
-            of_group(X, b, group, tx, found)
+            of_group(operands[0], b, group, tx, found)
             for i in T.serial(-(-norm.size // _THREADS)):
                 if i * _THREADS + tx < norm.size:
                     k: T.let = group * norm.size + i * _THREADS + tx
-                    own = T.meta_var([parameter[k] for parameter in parameters])
-                    Y[b, k] = T.Cast(dtype, norm.apply(X[b, k], found[0], found[1], own))
+                    own = T.meta_var([parameter[k] for parameter in operands[1:]])
+                    Y[b, k] = T.Cast(dtype, norm.apply(operands[0][b, k], found[0], found[1], own))
 
     return row
 
@@ -244,7 +258,7 @@ def rmsnorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
         tx = T.thread_id([_THREADS])
         launch.let_next_start()
         launch.wait()
-        row(X, (Weight,), Y, b, tx)
+        row((X, Weight), b, Y, tx)
 
     return rmsnorm_step
 
@@ -267,6 +281,6 @@ def layernorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
         tx = T.thread_id([_THREADS])
         launch.let_next_start()
         launch.wait()
-        row(X, (Weight, Bias), Y, b, tx)
+        row((X, Weight, Bias), b, Y, tx)
 
     return layernorm_step

@@ -19,7 +19,7 @@ class Rows:
         return True
 
     def stage(self, plan: Plan):
-        """An inline (inputs, Staged, tx): the first chunk into the first buffer."""
+        """An inline (inputs, Staged, tx): the first chunk into Staged [batch, stride]."""
         vectors = plan.chunk // _VECTOR
         count = plan.shape.batch * vectors
 
@@ -29,7 +29,7 @@ class Rows:
                 item: T.let = i * plan.threads + tx
                 if item < count:
                     for j in T.vectorized(_VECTOR):
-                        Staged[0, item // vectors, item % vectors * _VECTOR + j] = inputs[0][
+                        Staged[item // vectors, item % vectors * _VECTOR + j] = inputs[0][
                             item // vectors, item % vectors * _VECTOR + j
                         ]
 

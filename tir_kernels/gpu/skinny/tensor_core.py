@@ -168,6 +168,13 @@ def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLau
             scope="shared.dyn",
             byte_offset=plan.warps * plan.warp_bytes,
         )
+        First = T.decl_buffer(
+            (batch, plan.stride),
+            dtype,
+            data=arena.data,
+            scope="shared.dyn",
+            byte_offset=plan.warps * plan.warp_bytes,
+        )
         sums = T.alloc_local((4 * plan.column_tiles,), "float32")
         starts = T.alloc_local((items_per_thread,), "float32")
         rows = T.alloc_local((2,), "int64")
@@ -187,7 +194,7 @@ def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLau
             sums[i] = f32(0.0)
         launch.wait()
         start(operands[1], starts, first, last, tx)
-        stage(operands[0], Staged, tx)
+        stage(operands[0], First, tx)
         T.tvm_storage_sync("shared")
         for chunk in T.serial(chunks):
             copy_ahead(operands[0], Staged, chunk, tx)
