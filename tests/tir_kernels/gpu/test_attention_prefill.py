@@ -37,8 +37,7 @@ class Shape:
 
 
 SHAPES = {
-    "tensor cores": Shape(2, 32, 40, 24, 128, "bfloat16"),
-    "tensor cores, float16": Shape(1, 64, 264, 6, 256, "float16"),
+    "tensor cores": Shape(2, 32, 136, 6, 256, "bfloat16"),
     "float32": Shape(1, 16, 136, 12, 160, "float32"),
     "odd": Shape(5, 7, 13, 11, 10, "float16"),
 }
