@@ -12,7 +12,7 @@ import tvm_ffi
 
 from gecko_mlc.bench import results
 from gecko_mlc.bench.calls import CallClock
-from gecko_mlc.bench.host import Shapes
+from gecko_mlc.bench.host import Host, Shapes
 from gecko_mlc.bench.timing import Action, Effort, alternate
 from gecko_mlc.runtime.engine import Engine
 from tir_kernels.gpu import cost
@@ -148,6 +148,7 @@ class Cuda:
     operation = staticmethod(cost.kernel)
     forward_costs, decode_costs = staticmethod(cost.prefill), staticmethod(cost.decode)
     commit_costs = staticmethod(cost.commit)
+    multiplying = Host.multiplying | {"fc1_gated": "fc1"}
 
     def __init__(self, engine: Engine, torch: ModuleType | None, effort: Effort) -> None:
         self._device, self._torch, self._effort = engine.library.device, torch, effort

@@ -33,6 +33,8 @@ class Host:
     operation = staticmethod(cost.operation)
     forward_costs = decode_costs = staticmethod(cost.forward)
     commit_costs = staticmethod(cost.commit)
+    # Kernels that are matrix products, and the products they are.
+    multiplying = {name: name for name in cost.PRODUCTS}
 
     def __init__(self, threads: int, torch: ModuleType | None, effort: Effort) -> None:
         self._threads, self._torch, self._effort = threads, torch, effort

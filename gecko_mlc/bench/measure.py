@@ -26,7 +26,7 @@ from gecko_mlc.bench.random_parameters import fill_windows
 from gecko_mlc.bench.timing import Action, Effort, Timing, alternate
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime.engine import Engine
-from tir_kernels.cost import PRODUCTS, Cost, Span
+from tir_kernels.cost import Cost, Span
 
 
 class BenchError(ValueError):
@@ -192,7 +192,7 @@ class _Bench:
             score = self._compiled.score(tokens, cublaslt)
             calls = recorded(self._engine, score, machine.operation)
             # A back end may join one with another.
-            products = {name: calls[name] for name in PRODUCTS if name in calls}
+            products = {name: calls[name] for name in machine.multiplying if name in calls}
             clocks[by] = CallClock(products, machine.timer())
         actions = {by: clock.action() for by, clock in clocks.items()}
         torch = machine.torch_products(shapes)
@@ -203,9 +203,10 @@ class _Bench:
         found = []
         for by, clock in clocks.items():
             for name, seconds in clock.seconds().items():
-                m, k, n, _ = shapes[name]
+                product = machine.multiplying[name]
+                m, k, n, _ = shapes[product]
                 rate = 2 * m * k * n / seconds
-                torch_rate = 2 * m * k * n / torch_seconds[name] if torch_seconds else None
+                torch_rate = 2 * m * k * n / torch_seconds[product] if torch_seconds else None
                 ratio = rate / torch_rate if torch_rate else None
                 found.append(results.Product(name, by, m, k, n, rate, torch_rate, ratio))
         return found

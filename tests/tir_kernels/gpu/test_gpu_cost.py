@@ -46,6 +46,11 @@ def test_a_prefill_computes_what_the_operations_do() -> None:
     """And in addition casts the memory, and adds where the CPU's products end in an addition."""
     chunk = work(2, Span(4096, 2048))
     plain, split = cost.forward(chunk), gpu_cost.prefill(chunk)
+    gated = split.pop("fc1_gated")  # or the two of them apart
+    apart = split["fc1"] + split["gate"]
+    assert (gated.weights, gated.operations) == (apart.weights, apart.operations)
+    hidden = 2048 * chunk.config.ffn_hidden_dim * chunk.config.num_layers * 2
+    assert apart.activations - gated.activations == 4 * hidden
     assert total(split).operations == pytest.approx(total(plain).operations, rel=1e-3)
     for name in ("wv", "wzrh", "wh2", "fc1", "fc2"):
         assert split[name].weights == pytest.approx(plain[name].weights, rel=1e-3)
