@@ -231,10 +231,18 @@ class GpuGecko(Gecko):
             fresh(x.shape),
             fresh(x.shape, dtype),
         )
-        raw = self._product(matmul, "fc1", normed, nffn.fc1.weight)
-        hidden = call(kernels.gate(), "gate", [raw], fresh([rows, config.ffn_hidden_dim], dtype))
+        hidden = self._hidden(nffn, normed, matmul)
         delta = self._product(matmul, "fc2", hidden, nffn.fc2.weight)
         return _Residual(x if block.two_hop_residual else out, delta, nffn.alpha)
+
+    def _hidden(self, nffn, normed: nn.Tensor, matmul) -> nn.Tensor:
+        """The feed-forward network's gated hidden layer, [m, F]."""
+        kernels = self.kernels
+        hidden = fresh([normed.shape[0], self.config.ffn_hidden_dim], kernels.dtype)
+        if matmul == kernels.matmul and kernels.gated_matmul() is not None:
+            return call(kernels.gated_matmul(), "fc1_gated", [normed, nffn.fc1.weight], hidden)
+        raw = self._product(matmul, "fc1", normed, nffn.fc1.weight)
+        return call(kernels.gate(), "gate", [raw], hidden)
 
     def _attention(self, mega, queries: nn.Tensor, projected: nn.Tensor, state: State):
         """Attention times its gate, plus the memory's reading: [m, E]."""

@@ -26,6 +26,7 @@ _LAST = {
     "wh2_step": "wh2",
     "layernorm": "layernorm",
     "gate": "fc1",
+    "fc1_gated": "fc1",
     "fc1_step": "fc1",
     "fc2_step": "fc2",
     "logits": "logits",

@@ -7,6 +7,7 @@ number a kernel chooses, are left out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 from tir_kernels import cost
@@ -161,6 +162,14 @@ def gate(work: Work) -> Cost:
     )
 
 
+def fc1_gated(work: Work) -> Cost:
+    """fc1 and its gate at once: the product itself is not written."""
+    c = work.config
+    raw = _activations(work, narrow=2 * 2 * c.ffn_hidden_dim)
+    both = fc1(work) + gate(work)
+    return dataclasses.replace(both, activations=both.activations - raw)
+
+
 def fc2(work: Work) -> Cost:
     return _product(work, work.rows, work.config.ffn_hidden_dim, work.config.model_dim)
 
@@ -299,6 +308,7 @@ _LAYER: dict[str, Callable[[Work], Cost]] = {
     "layernorm": layernorm,
     "fc1": fc1,
     "gate": gate,
+    "fc1_gated": fc1_gated,
     "fc2": fc2,
 }
 _LAYER_STEP: dict[str, Callable[[Work], Cost]] = {

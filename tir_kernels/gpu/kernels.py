@@ -63,6 +63,11 @@ class GpuKernels:
         return c.model_dim, c.timenorm_num_groups, self._betas, c.norm_eps, c.num_layers + 1
 
     @property
+    def _dependent(self) -> bool:
+        """Whether a step's kernels start while the one before them ends."""
+        return self.arch == "sm_90a"
+
+    @property
     def _betas(self) -> tuple[float, float]:
         return self.config.timenorm_beta1, self.config.timenorm_beta2
 
@@ -114,10 +119,20 @@ class GpuKernels:
     def gate(self):
         return gate.gate(self.config.ffn_hidden_dim, self.config.swiglu, self.dtype)
 
+    def _wgmma_takes(self, inputs: int, outputs: int) -> bool:
+        return self.arch == "sm_90a" and sm90_matmul.supports(inputs, outputs, self.dtype)
+
     def matmul(self, inputs: int, outputs: int, out_dtype: str):
-        if self.arch == "sm_90a" and sm90_matmul.supports(inputs, outputs, self.dtype):
+        if self._wgmma_takes(inputs, outputs):
             return sm90_matmul.matmul(inputs, outputs, self.dtype, out_dtype)
         return matmul.matmul(inputs, outputs, self.dtype, out_dtype)
+
+    def gated_matmul(self):
+        """The product of fc1 and fc3 with its gate, or None: then ``gate`` follows ``matmul``."""
+        c = self.config
+        if not (c.swiglu and self._wgmma_takes(c.model_dim, 2 * c.ffn_hidden_dim)):
+            return None
+        return sm90_matmul.gated_matmul(c.model_dim, c.ffn_hidden_dim, self.dtype)
 
     def cublaslt_matmul(self, _inputs: int, _outputs: int, out_dtype: str):
         return cublaslt.cublaslt_matmul(self.dtype, out_dtype)
@@ -186,25 +201,30 @@ class GpuKernels:
             c.num_layers,
             batch,
             self.dtype,
+            self._dependent,
         )
 
     def timenorm_step(self, batch: int):
-        return mega_step.timenorm_step(*self._time_norm, batch, self.dtype)
+        return mega_step.timenorm_step(*self._time_norm, batch, self.dtype, self._dependent)
 
     def norms_fused(self, batch: int) -> bool:
         """Whether a step's products normalise their inputs themselves."""
         return batch <= skinny.FUSED_ROWS
 
     def rmsnorm_step(self, batch: int):
-        return skinny.rmsnorm_step(batch, self._norm(centred=False), self.dtype)
+        norm = self._norm(centred=False)
+        return skinny.rmsnorm_step(batch, norm, self.dtype, self._dependent)
 
     def layernorm_step(self, batch: int):
-        return skinny.layernorm_step(batch, self._norm(centred=True), self.dtype)
+        norm = self._norm(centred=True)
+        return skinny.layernorm_step(batch, norm, self.dtype, self._dependent)
 
     def projections_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=False)
-        return skinny.projections_step(batch, norm, c.value_dim, c.z_dim, self.dtype)
+        return skinny.projections_step(
+            batch, norm, c.value_dim, c.z_dim, self.dtype, self._dependent
+        )
 
     def attention_partials(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the partial results of ``attention_step``, and of their scales."""
@@ -223,29 +243,34 @@ class GpuKernels:
             c.norm_eps,
             c.num_layers,
             self.dtype,
+            self._dependent,
         )
 
     def attention_combine(self, batch: int):
         c = self.config
-        return decode.attention_combine(batch, *self._heads, c.model_dim, c.chunk_size, self.dtype)
+        return decode.attention_combine(
+            batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self._dependent
+        )
 
     def wh2_step(self, batch: int):
         c = self.config
-        return skinny.wh2_step(batch, c.value_dim, c.model_dim, c.z_dim, self.dtype)
+        return skinny.wh2_step(
+            batch, c.value_dim, c.model_dim, c.z_dim, self.dtype, self._dependent
+        )
 
     def fc1_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=True)
-        return skinny.fc1_step(batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype)
+        return skinny.fc1_step(batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype, self._dependent)
 
     def fc2_step(self, batch: int):
         c = self.config
         kernel = skinny.fc2_scaled_step if c.rescale_nffn else skinny.fc2_step
-        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype)
+        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype, self._dependent)
 
     def logits_step(self, batch: int):
         c = self.config
-        return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype)
+        return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype, self._dependent)
 
     def sample(self, batch: int):
         return sampling.sample(batch, self.config.num_outputs)
