@@ -20,8 +20,8 @@ from .timestep_norm import GroupMoments, forgotten
 from .vectors import Vectors, vector_width
 
 _MAX_THREADS = 1024
-_OWN_MODES = 4
-_CTAS = 1024  # that a large batch is divided among
+_OWN_MODES = 4  # of a thread, at least, where a channel has as many: accesses of 16 bytes
+_CTAS = 1024  # that a large batch is shared out to, rather than more
 
 
 class _Step:

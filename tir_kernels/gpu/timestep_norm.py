@@ -83,7 +83,7 @@ def forgotten(log_beta, steps):
     )
 
 
-def decay(beta: float, steps):
+def _decay(beta: float, steps):
     """beta^steps as a weight, in float32."""
     return T.exp(T.Cast("float32", steps) * f32(math.log(beta)))
 
@@ -122,7 +122,7 @@ def stats(
         for i in T.serial(T.ceildiv(part, _WARPS)):
             g = T.meta_var(i * _WARPS + tx // WARP)
             if g < part:
-                fading = T.meta_var(decay(beta, BLOCK - 1 - tx % WARP))
+                fading = T.meta_var(_decay(beta, BLOCK - 1 - tx % WARP))
                 sums[0] = f32(1.0 - beta) * fading * Block[index, g, tx % WARP]
                 reduce(sums)
                 if tx % WARP == 0:
@@ -335,15 +335,15 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
                 for j in T.serial(k // WARP + 1):
                     block = T.meta_var(j * WARP + lane)
                     if block > 0 and block <= k:
-                        fading = T.meta_var(decay(beta, (k - block) * BLOCK))
+                        fading = T.meta_var(_decay(beta, (k - block) * BLOCK))
                         carried[0] = carried[0] + fading * Added[index, first_group + g, block]
                 reduce(carried)
                 scanned[0] = f32(1.0 - beta) * Moments[index, first_group + g, T.min(step, m - 1)]
                 for n in T.unroll(WARP.bit_length() - 1):
                     before: T.float32 = shuffle_up(scanned[0], 1 << n)
                     if lane >= 1 << n:
-                        scanned[0] = scanned[0] + decay(beta, 1 << n) * before
-                added: T.float32 = scanned[0] + decay(beta, lane + 1) * carried[0]
+                        scanned[0] = scanned[0] + _decay(beta, 1 << n) * before
+                added: T.float32 = scanned[0] + _decay(beta, lane + 1) * carried[0]
                 average: T.float32 = start + (added - forgotten(math.log(beta), step + 1) * start)
                 Result[g, lane] = finish(average / forgotten(math.log(beta), count + step + 1))
                 if step == m - 1:

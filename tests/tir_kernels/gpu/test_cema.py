@@ -36,7 +36,7 @@ def check_prefill(kernel, dim: int, modes: int, dtype: str, lengths, tolerance: 
 
 @pytest.mark.parametrize(
     ("dim", "modes", "dtype"),
-    [(32, 16, "bfloat16"), (24, 8, "float16"), (13, 5, "float32"), (8, 24, "bfloat16")],
+    [(32, 16, "bfloat16"), (13, 5, "float32"), (8, 24, "float16")],
 )
 def test_recurrence(dim: int, modes: int, dtype: str) -> None:
     kernel = recurrence(dim, modes, 2, dtype)
@@ -53,7 +53,7 @@ def test_recurrence_longer_than_shared_memory() -> None:
 def test_products(dim: int, modes: int, dtype: str) -> None:
     """Lengths inside a block of steps, of whole blocks, and of one and more segments."""
     kernel = products(dim, modes, 2, dtype)
-    check_prefill(kernel, dim, modes, dtype, (1, 32, 45, 512, 700, 1024), 1e-5)
+    check_prefill(kernel, dim, modes, dtype, (1, 32, 45, 512, 700), 1e-5)
 
 
 def test_the_shape_decides() -> None:
@@ -77,9 +77,11 @@ def test_step(dim: int, groups: int, modes: int, dtype: str) -> None:
     norm, ema = NormState(rng, dim, groups), Ema(rng, dim, modes)
     for slots in ([2], [0, -1], [1, 2, 0, -1]):
         rows = len(slots)
-        kernel = GpuKernel(
-            mega_step.timenorm_cema_step(dim, groups, modes, BETAS, EPS, 3, 2, rows, dtype)
+        dependent = dtype == "float16"
+        step = mega_step.timenorm_cema_step(
+            dim, groups, modes, BETAS, EPS, 3, 2, rows, dtype, dependent
         )
+        kernel = GpuKernel(step, "sm_90a" if dependent else "sm_80")
         x = normal(rng, rows, dim) - 0.5
         mean, var, h, o, y = kernel(
             x, *norm.parameters(), ema.p, ema.q, ema.gamma, np.array(slots, np.int32),

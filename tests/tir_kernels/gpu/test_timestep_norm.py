@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,17 +26,15 @@ class Prefill:
     def __init__(
         self, dim: int, groups: int, norms: int, dtype: str, delta: bool, rescale: bool = False
     ) -> None:
-        self.shape, self.dtype, self.groups = (dim,), dtype, groups
+        self.dtype, self.groups = dtype, groups
         self.stats = GpuKernel(
             timestep_norm.stats(dim, groups, BETAS, norms, dtype if delta else None, rescale)
         )
         self.apply = GpuKernel(timestep_norm.apply(dim, groups, BETAS, EPS, norms, dtype))
 
-    def __call__(
-        self, x: np.ndarray, residual: list[np.ndarray], weight, bias, prior_count, slots,
-        position, mean, var, layer: int,
-    ) -> list[np.ndarray]:  # fmt: skip
-        """x', y and the new averages."""
+    def __call__(self, x: np.ndarray, residual: list[np.ndarray], *given: Any) -> list[np.ndarray]:
+        """x', y and the new averages; given are the arguments from weight to layer."""
+        *parameters, slots, position, mean, var, layer = given
         m = len(x)
         moments, added = poisoned(2, self.groups, m), poisoned(2, self.groups, -(-m // 32))
         fresh = [poisoned(*x.shape)] if residual else []
@@ -45,7 +44,7 @@ class Prefill:
         )  # fmt: skip
         x = written[0] if residual else x
         y, mean, var = self.apply(
-            x, *written[-2:], weight, bias, prior_count, slots, position, mean, var, layer,
+            x, *written[-2:], *parameters, slots, position, mean, var, layer,
             unwritten(self.dtype, *x.shape), writes=(-1, 8, 9),
         )  # fmt: skip
         return [x, y, mean, var]
@@ -112,7 +111,9 @@ def test_step(dim: int, groups: int, dtype: str) -> None:
     rng = np.random.default_rng(dim)
     state = NormState(rng, dim, groups)
     for slots in ([2], [3, -1], [1, 3, 0, 2]):
-        kernel = GpuKernel(mega_step.timenorm_step(dim, groups, BETAS, EPS, 3, len(slots), dtype))
+        dependent = dtype == "float16"
+        step = mega_step.timenorm_step(dim, groups, BETAS, EPS, 3, len(slots), dtype, dependent)
+        kernel = GpuKernel(step, "sm_90a" if dependent else "sm_80")
         x = normal(rng, len(slots), dim) - 0.5
         y, mean, var = kernel(
             x, *state.parameters(), np.array(slots, np.int32), state.position, state.mean,
