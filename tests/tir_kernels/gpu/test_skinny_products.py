@@ -10,6 +10,7 @@ from kernel_runner import DTYPES, assert_near, silu
 
 from gpu.gpu_runner import GpuKernel
 from tir_kernels.gpu import skinny
+from tir_kernels.gpu.skinny.plan import BLOCK, Plan, Shape, spread_for
 
 EPS = 1e-5
 # Sums of some hundred products of unit normals, scaled to unit variance, in float32.
@@ -208,6 +209,22 @@ def test_logits(batch: int, dim: int, dtype: str, shared: int) -> None:
     w = (rng.standard_normal((outputs, dim)) / dim**0.5).astype(DTYPES[dtype])
     y = kernel(o, w, unwritten(batch, outputs))
     assert_near(y, product(o, w), TOLERANCE)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32])
+@pytest.mark.parametrize("sm90", [True, False], ids=["sm_90", "sm_80"])
+def test_large_shapes_fit_the_tensor_cores(batch: int, sm90: bool) -> None:
+    spread = spread_for(batch, sm90)
+    assert spread.shared <= (227 if sm90 else 99) * 1024 - 1024
+    for inputs, outputs, gated in ((4096, 13312, False), (8192, 4096, False), (4096, 8192, True)):
+        plan = Plan(Shape(batch, inputs, outputs, "bfloat16", gated), spread)
+        assert plan.fits
+        assert plan.bytes <= spread.shared
+        assert plan.threads <= 1024
+        assert plan.ctas * plan.tiles * plan.span >= outputs
+        assert plan.parts * plan.depth * plan.splits * plan.chunks * BLOCK == inputs
+        # What is normalised in the kernel must be in shared memory at once.
+        assert plan.chunks == 1 or batch > skinny.FUSED_ROWS or inputs == 8192
 
 
 @everywhere

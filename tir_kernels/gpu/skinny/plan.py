@@ -34,15 +34,15 @@ class Spread:
     """Bounds of a plan. ``sms``: multiprocessors to keep busy; the others are for each CTA.
 
     A CTA has at most ``max_tiles`` tiles, and ``max_warps`` warps if it has not more tiles than
-    that; a warp has at most ``max_depth`` blocks of 16 rows under way. ``shared`` is in bytes.
+    that; a warp has at most ``max_depth`` blocks of 16 rows under way. ``shared`` is in bytes, by
+    default what every GPU from sm_80 on has.
     """
 
     sms: int = 132
     max_tiles: int = 16
     max_warps: int = 8
     max_depth: int = 8
-    shared: int = 226 * 1024
-    pad: int = 0
+    shared: int = 98 * 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +166,7 @@ class Plan:
 
     @property
     def bytes(self) -> int:
-        return max(self.spread.pad, self._bytes(self.chunks))
+        return self._bytes(self.chunks)
 
     def _bytes(self, chunks: int) -> int:
         """All shared memory."""
@@ -175,8 +175,15 @@ class Plan:
         return self.warps * self.warp_bytes + activations
 
 
-def spread_for(batch: int) -> Spread:
-    """What was fastest on an H200 at the 7B shape."""
+def spread_for(batch: int, sm90: bool) -> Spread:
+    """For a batch on sm_90 (what was fastest on an H200 at the 7B shape), or on any from sm_80.
+
+    Few rows of activations are soon brought into shared memory again: then small CTAs, several
+    to a multiprocessor, keep it busier. With many rows each CTA must do more with them.
+    """
+    room = 226 * 1024 if sm90 else 98 * 1024
     if batch <= 4:
-        return Spread(max_tiles=2)
-    return Spread() if batch == 8 else Spread(max_warps=16, max_depth=4)
+        return Spread(max_tiles=batch, shared=room)
+    if batch <= 8:
+        return Spread(shared=room) if sm90 else Spread(max_tiles=4, max_depth=4, shared=room)
+    return Spread(max_warps=16 if sm90 else 8, max_depth=4, shared=room)

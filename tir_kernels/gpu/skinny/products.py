@@ -1,7 +1,8 @@
 """The products of a decode step: activations [B, inputs] times weights [outputs, inputs].
 
-Each reads its weights once and does what comes before and after the product on the way. ``sms`` is
-the number of multiprocessors to spread over; any number computes the same.
+Each reads its weights once and does what comes before and after the product on the way. A kernel
+is ``dependent`` if it is to start while the one before still runs (sm_90): its first weights are
+then under way before it waits. ``spread`` sets how the work is dealt out, never what it computes.
 """
 
 from __future__ import annotations
@@ -60,10 +61,14 @@ def _one_product(
     source: Rows | Normalised,
     ending: Ending,
     launch: DependentLaunch,
-    spread: Spread | None,
+    spread: Spread,
 ) -> Product:
-    plan = Plan(shape, spread or spread_for(shape.batch))
+    plan = Plan(shape, spread)
     return _product(plan, source, ending, launch, _fits(plan, source))
+
+
+def _how(batch: int, dependent: bool, spread: Spread | None) -> tuple[DependentLaunch, Spread]:
+    return DependentLaunch(dependent), spread or spread_for(batch, sm90=dependent)
 
 
 def _normed(norm: Norm, batch: int, dtype: str) -> tuple[Rows | Normalised, str]:
@@ -104,7 +109,7 @@ def projections_step(
         )
 
     # CTAs in proportion to the outputs, all of the same size.
-    spread = spread or spread_for(batch)
+    launch, spread = _how(batch, dependent, spread)
     share = max(1, spread.sms * value_dim // (value_dim + columns))
     plans = [
         Plan(Shape(batch, dim, outputs, dtype), dataclasses.replace(spread, sms=sms))
@@ -113,7 +118,6 @@ def projections_step(
     tiles = max(plan.tiles for plan in plans)
     plans = [dataclasses.replace(plan, least_tiles=tiles) for plan in plans]
     tensor_cores = _fits(plans[0], Rows()) and _fits(plans[1], source)
-    launch = DependentLaunch(dependent)
     first = _product(plans[0], Rows(), Ending(write_v, bias_of), launch, tensor_cores)
     second = _product(plans[1], source, Ending(write_projected, bias_of), launch, tensor_cores)
 
@@ -174,7 +178,7 @@ def wh2_step(
     def write(others, sums, b, output):
         others[2][b, output] = sums[0]
 
-    launch = DependentLaunch(dependent)
+    launch, spread = _how(batch, dependent, spread)
     shape = Shape(batch, value_dim, dim, dtype)
     product = _one_product(shape, Rows(), Ending(write, residuals), launch, spread)
 
@@ -220,7 +224,7 @@ def fc1_step(
     def write(others, sums, b, output):
         others[0][b, output] = T.Cast(dtype, gate(sums))
 
-    launch = DependentLaunch(dependent)
+    launch, spread = _how(batch, dependent, spread)
     shape = Shape(batch, norm.dim, hidden, dtype, gated=swiglu)
     product = _one_product(shape, source, Ending(write), launch, spread)
 
@@ -259,7 +263,7 @@ def fc2_step(
     def write(others, sums, b, output):
         others[1][b, output] = sums[0]
 
-    launch = DependentLaunch(dependent)
+    launch, spread = _how(batch, dependent, spread)
     shape = Shape(batch, hidden, dim, dtype)
     product = _one_product(shape, Rows(), Ending(write, residual_of), launch, spread)
 
@@ -295,7 +299,7 @@ def fc2_scaled_step(
         others[2][b, output] = others[1][output] * sums[0] + others[0][b, output]
 
     shape = Shape(batch, hidden, dim, dtype)
-    launch = DependentLaunch(dependent)
+    launch, spread = _how(batch, dependent, spread)
     product = _one_product(shape, Rows(), Ending(write), launch, spread)
 
     @T.prim_func(private=True)
@@ -330,7 +334,7 @@ def logits_step(
     def write(others, sums, b, output):
         others[0][b, output] = sums[0]
 
-    launch = DependentLaunch(dependent)
+    launch, spread = _how(batch, dependent, spread)
     product = _one_product(Shape(batch, dim, outputs, dtype), Rows(), Ending(write), launch, spread)
 
     @T.prim_func(private=True)
