@@ -23,8 +23,9 @@ from ..vectors import vector_width
 # the block's queries sees: the tiles of ``attention`` may then read them without a mask.
 BLOCK = 128
 _LOG2E = 1.4426950408889634
-# The score of a key that must not be seen; times _LOG2E it is still finite.
-_HIDDEN = -1e30
+# The score of a key that must not be seen, and the least peak of a sum: above a hidden score times
+# _LOG2E by so much that its power is zero, however the difference is rounded.
+_HIDDEN, _LEAST_PEAK = -1e30, -1e29
 
 
 def _on_tensor_cores(dtype: str, z_head: int, v_head: int, chunk: int) -> bool:
@@ -169,7 +170,10 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
         total = T.alloc_local((1,), "float32")
         power = T.alloc_local((1,), "float32")
         for i in T.unroll(thread_rows):
-            peak[0] = largest([sums[i * run_sums + j] for j in range(run_sums)]) * f32(_LOG2E)
+            peak[0] = T.max(
+                largest([sums[i * run_sums + j] for j in range(run_sums)]) * f32(_LOG2E),
+                f32(_LEAST_PEAK),
+            )
             total[0] = f32(0.0)
             for j in T.unroll(run_sums):
                 power_of_two(power, 0, sums[i * run_sums + j] * f32(_LOG2E) - peak[0])
