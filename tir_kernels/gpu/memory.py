@@ -11,6 +11,7 @@ Four kernels, for B slots whose positions stand at the end of such a chunk; slot
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
@@ -368,9 +369,11 @@ def memory_update(heads: int, z_head: int, v_head: int, chunk: int, layers: int,
     value_dim = heads * v_head
     tile: TensorTile | RegisterTile
     if _on_tensor_cores(dtype, z_head, v_head, chunk):
+        depth = math.gcd(64, z_head, chunk)
         tile = TensorTile(
-            dtype, 128, 128, warp_rows=2, warp_columns=4, right_by_depth=True, stages=6
-        )
+            dtype, 128, 128, warp_rows=2, warp_columns=4, right_by_depth=True,
+            stages=192 // depth, depth=depth,
+        )  # fmt: skip
     else:
         tile = RegisterTile(right_by_depth=True)
     vector = vector_width("float32", tile.width, v_head)

@@ -7,18 +7,17 @@ from tvm.script import tirx as T
 from ..vector_math import f32
 from .vectors import vector_width
 
-_AHEAD = 8  # accesses of a thread on their way
-
 
 class WeightedRows:
     """sums = weights[r] * rows[r], added up over r; rows of ``columns`` elements of ``dtype``.
 
     Threads side by side take the vectors of a row; where a row has fewer vectors than the CTA has
-    threads, ``groups`` of threads take rows in turn. ``element(operands, row, column)`` is a buffer
-    and the indices of an element in it; it may be asked for rows behind the last.
+    threads, ``groups`` of threads take rows in turn. A thread has ``accesses`` on their way.
+    ``element(operands, row, column)`` is a buffer and the indices of an element in it; it may be
+    asked for rows behind the last.
     """
 
-    def __init__(self, columns: int, dtype: str, threads: int, element):
+    def __init__(self, columns: int, dtype: str, threads: int, accesses: int, element):
         self.columns, self.threads = columns, threads
         self.width = width = vector_width(dtype, columns)
         narrow = vector_width("float32", width)
@@ -26,7 +25,7 @@ class WeightedRows:
         self.groups = groups = max(1, threads // vectors)
         # Vectors of one thread, and rows that it has on their way.
         self.rounds = rounds = -(-vectors // threads)
-        ahead = max(1, _AHEAD // rounds)
+        ahead = max(1, accesses // rounds)
         self.sums = rounds * width
         self.ring = ahead * rounds * width
         self.step = step = ahead * groups

@@ -8,6 +8,7 @@ it, its value and its memory key into the rings. A second kernel joins the share
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 from tvm.script import tirx as T
 
@@ -19,20 +20,34 @@ from ..vectors import Vectors, vector_width
 from ..weighted_rows import WeightedRows
 
 _THREADS = 256
-_RESIDENT = 2  # CTAs of a multiprocessor
-_CTAS = 132 * _RESIDENT  # of an H200
-_MIN_SPLITS = 4  # so that sequences of different lengths share the machine evenly
+_MULTIPROCESSORS = 132  # of an H200
+_MIN_SPLITS = 2
 _MAX_KEYS = 4096  # of one CTA, whose scores lie in shared memory
 _MIN_KEYS = 8  # of one CTA, unless the head has fewer
-_KEYS_AHEAD = 8  # keys of a run of lanes on their way
+_AHEAD = 16  # keys, and accesses to values, that a thread of the only CTA has on their way
 
 # What a row of partial results is, from the sum of its exponentials.
 _NOTHING, _MEMORY = 0.0, -1.0
 
 
+class _Plan(NamedTuple):
+    splits: int  # CTAs of a head
+    resident: int  # CTAs of a multiprocessor
+    ahead: int
+
+
+def _plan(batch: int, heads: int, chunk: int) -> _Plan:
+    """One CTA with a deep queue on each multiprocessor for a single sequence (of the 7B model:
+    four heads); else two, the one reading while the other begins or ends."""
+    resident = 1 if batch * heads <= 4 else 2
+    fill = _MULTIPROCESSORS * resident // (batch * heads)
+    splits = max(fill, _MIN_SPLITS, -(-2 * chunk // _MAX_KEYS))
+    return _Plan(splits, resident, _AHEAD // resident)
+
+
 def attention_splits(batch: int, heads: int, chunk: int) -> int:
     """CTAs of a head; partial results have one row more."""
-    return max(_CTAS // (batch * heads), _MIN_SPLITS, -(-2 * chunk // _MAX_KEYS))
+    return _plan(batch, heads, chunk).splits
 
 
 class _Shares:
@@ -113,7 +128,7 @@ def attention_step(
     or (0, 0) where there is nothing. ``dependent``: see ``DependentLaunch``; rings and positions
     must not have been written since the last plain launch.
     """
-    splits = attention_splits(batch, heads, chunk)
+    splits, resident, ahead = _plan(batch, heads, chunk)
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     angles = 2 * ((z_head + 1) // 2)
@@ -124,7 +139,7 @@ def attention_step(
     transform = HeadTransform(layout, heads, rope_heads, eps)
     z_access = vector_width("float32", width, columns)
     z_vectors = Vectors(z_access, "float32")
-    add_lanes = warp_reduce(total, lanes, _KEYS_AHEAD)
+    add_lanes = warp_reduce(total, lanes, ahead)
     add_lane = warp_reduce(total, lanes)
     together = _THREADS // lanes  # keys that the CTA takes at once
     cta_largest, cta_total = cta_reduce(largest, _THREADS), cta_reduce(total, _THREADS)
@@ -138,8 +153,8 @@ def attention_step(
         Memory, layer, slot, head, first, count = operands
         return Memory, [layer, slot, head, first + T.max(T.min(row, count - 1), 0), column]
 
-    values = WeightedRows(v_head, dtype, _THREADS, value)
-    memory_rows = WeightedRows(v_head, "float32", _THREADS, kept)
+    values = WeightedRows(v_head, dtype, _THREADS, ahead, value)
+    memory_rows = WeightedRows(v_head, "float32", _THREADS, ahead, kept)
     value_vectors = Vectors(values.width, "float32")
     scores_size = -(-shares.max_keys // values.step) * values.step
     features_size = -(-shares.max_rows // memory_rows.step) * memory_rows.step
@@ -237,10 +252,10 @@ def attention_step(
         tx,
     ):
         """Scores of the CTA's keys in the ring; the first ``before`` are of the previous chunk."""
-        dots = T.alloc_local((_KEYS_AHEAD,), "float32")
-        for block in T.serial(T.ceildiv(count, together * _KEYS_AHEAD)):
-            for u in T.unroll(_KEYS_AHEAD):
-                key = T.meta_var((block * _KEYS_AHEAD + u) * together + tx // lanes)
+        dots = T.alloc_local((ahead,), "float32")
+        for block in T.serial(T.ceildiv(count, together * ahead)):
+            for u in T.unroll(ahead):
+                key = T.meta_var((block * ahead + u) * together + tx // lanes)
                 dots[u] = total(
                     [
                         T.Select(key < before, Before[i], Own[i])
@@ -256,13 +271,13 @@ def attention_step(
                     slot,
                     head,
                     start,
-                    first + key + together * _KEYS_AHEAD,
+                    first + key + together * ahead,
                     first + count - 1,
                     tx,
                 )
             add_lanes(dots)
-            for u in T.unroll(_KEYS_AHEAD):
-                key = T.meta_var((block * _KEYS_AHEAD + u) * together + tx // lanes)
+            for u in T.unroll(ahead):
+                key = T.meta_var((block * ahead + u) * together + tx // lanes)
                 if key < count:
                     Highest[0] = T.max(Highest[0], dots[u])
                     if tx % lanes == 0:
@@ -295,7 +310,7 @@ def attention_step(
         Highest = T.alloc_shared((1, _THREADS // WARP), "float32")
         Totals = T.alloc_shared((1, _THREADS // WARP), "float32")
         Joined = T.alloc_shared((values.shared,), "float32")
-        KRing = T.alloc_local((_KEYS_AHEAD * held,), dtype)
+        KRing = T.alloc_local((ahead * held,), dtype)
         VRing = T.alloc_local((values.ring,), dtype)
         Z = T.alloc_local((held,), "float32")
         X = T.alloc_local((held,), "float32")
@@ -313,7 +328,7 @@ def attention_step(
         stored = shares.first_key(position, share, split + 1) - first - newest
 
         # What comes from the rings is on its way while the query is made.
-        for u in T.unroll(_KEYS_AHEAD):
+        for u in T.unroll(ahead):
             load_key(
                 Keys, KRing, u, layer, slot, head, start,
                 first + u * together + tx // lanes, first + stored - 1, tx,
@@ -438,7 +453,7 @@ def attention_step(
         Partial = T.match_buffer(partial, (batch, heads, splits + 1, v_head), "float32")
         Scale = T.match_buffer(scale, (batch, heads, splits + 1, 2), "float32")
         T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": _RESIDENT})
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": resident})
         split, head, b = T.cta_id([splits, heads, batch])
         tx = T.thread_id([_THREADS])
         Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
