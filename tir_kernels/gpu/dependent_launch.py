@@ -34,6 +34,6 @@ class DependentLaunch:
 
         self.wait = wait if dependent else nothing
         self.let_next_start = let_next_start if dependent else nothing
-        self.attributes = {"tirx.noalias": True}
+        self.attributes: dict[str, bool | list[str]] = {"tirx.noalias": True}
         if dependent:
             self.attributes["tirx.kernel_launch_params"] = [_TAG]
