@@ -410,7 +410,7 @@ def attention(
     """gated [m, E] = silu(r + bias) * (weights @ values) / sums of weights + queries[2] @ memory.
 
     ``projected`` [m, S+E+D] holds r from column S on, without its bias; memory is [H, zh, vh] in
-    the model's dtype. Persistent CTAs take tiles of 128 rows, those with the most keys first.
+    the model's dtype. Persistent CTAs take tiles of 128 rows.
     """
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = next(width for width in (256, 128, 64) if v_head % width == 0)
@@ -422,18 +422,23 @@ def attention(
     write = tile.store(columns, dtype, value_dim)
     read_words = tile.load_words(columns)
 
+    # CTAs at work: for 2048 rows of the 7B model, one head's tiles are one round, and the head's
+    # values are read once.
+    size = CTAS // across * across if across <= CTAS else CTAS
+
     def row_tiles(m):
         return T.truncdiv(m + TILE_ROWS - 1, TILE_ROWS)
 
     def number(turn, cta):
         """The CTA's ``turn``-th tile; every other turn goes backwards, so that sums even out."""
-        return T.Select(turn % 2 == 0, turn * CTAS + cta, turn * CTAS + CTAS - 1 - cta)
+        return T.Select(turn % 2 == 0, turn * size + cta, turn * size + size - 1 - cta)
 
     def place(number, m):
         """Head, first row and first column in the head of a tile."""
-        row = (row_tiles(m) - 1 - T.truncdiv(number, heads * across)) * TILE_ROWS
-        head = T.truncmod(T.truncdiv(number, across), heads)
-        return head, row, T.truncmod(number, across) * columns
+        of_head = row_tiles(m) * across
+        index = T.Bind(T.truncmod(number, of_head))
+        row = T.Bind((row_tiles(m) - 1 - T.truncdiv(index, across)) * TILE_ROWS)
+        return T.Bind(T.truncdiv(number, of_head)), row, T.Bind(T.truncmod(index, across) * columns)
 
     def value_panels(buffer):
         def at(stage, panel, row):
@@ -621,7 +626,7 @@ def attention(
         encode(memory_map, Memory, (v_head, heads * z_head), tile.PANEL)
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
-        cta = T.cta_id([CTAS])
+        cta = T.cta_id([size])
         warpgroup = T.warpgroup_id([CONSUMERS + 1])
         tx = T.thread_id_in_wg([tile.THREADS])
         pool = T.SMEMPool()

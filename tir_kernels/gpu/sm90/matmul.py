@@ -24,6 +24,9 @@ TILE_ROWS = tile.ROWS * CONSUMERS
 LOADER_REGISTERS, CONSUMER_REGISTERS = 56, 224
 # Boxes that bring a tile's weights: the CTAs of a cluster share them out.
 _BOXES = 2
+# Rows that are not there cost as much as others when a box is loaded, and small boxes cost more
+# than large ones: up to _FEW_ROWS of a come in boxes of _SMALL_BOX, more in one box a tile.
+_SMALL_BOX, _FEW_ROWS = 16, 64
 
 
 def supports(inputs: int, outputs: int, dtype: str) -> bool:
@@ -46,11 +49,6 @@ class Tiles:
     def share(self) -> int:
         """Weights of a box."""
         return self.columns // _BOXES
-
-    @property
-    def box_rows(self) -> int:
-        """Rows of a box of a. Rows after the last cost time too: with few rows, boxes are small."""
-        return TILE_ROWS if self.cluster > 1 else 16
 
     def row_tiles(self, m):
         """Tiles of a cluster below each other."""
@@ -87,19 +85,12 @@ def _roles(inputs, weights, dtype, out_dtype, tiles: Tiles, gated: bool):
     columns, cluster = tiles.columns, tiles.cluster
     share = tiles.share
     row_bytes = tile.PANEL * 2
-    boxes = TILE_ROWS // tiles.box_rows
     outputs = weights // 2 if gated else weights
     apart = outputs if gated else share
     write = tile.store(share if gated else columns, out_dtype, outputs)
 
     def first_output(first_weight):
         return first_weight // 2 if gated else first_weight
-
-    def filled_boxes(m, row):
-        """Boxes of a tile's rows that have a row of a; the others keep what they held."""
-        if boxes == 1:
-            return 1
-        return T.min(T.truncdiv(m - row + tiles.box_rows - 1, tiles.box_rows), boxes)
 
     @T.inline
     def apply_gate(sums):
@@ -113,21 +104,31 @@ def _roles(inputs, weights, dtype, out_dtype, tiles: Tiles, gated: bool):
     finish = apply_gate if gated else keep
 
     @T.inline
-    def load_tiles(buffers, a_map, w_map, m, cta, rank):
+    def load_tiles(buffers, a_maps, w_map, m, cta, rank):
         a_ring, w_ring, ring = T.meta_var(buffers)
+        large_boxes, small_boxes = T.meta_var(a_maps)
         state = ring.loading()
         for turn in T.serial(tiles.turns(m, weights, cta)):
             row, first = T.meta_var(tiles.place(turn, m, cta, rank))
-            filled: T.let = filled_boxes(m, row)
+            filled: T.let = T.truncdiv(m + _SMALL_BOX - 1, _SMALL_BOX)
+            rows: T.let = T.Select(m > _FEW_ROWS, TILE_ROWS, filled * _SMALL_BOX)
             for panel in T.serial(panels):
-                ring.reserve(state, filled * tiles.box_rows * row_bytes + columns * row_bytes)
-                for box in T.serial(filled):
+                ring.reserve(state, (rows + columns) * row_bytes)
+                if m > _FEW_ROWS:
                     load(
-                        a_ring.ptr_to([state.stage, box * tiles.box_rows, 0]),
-                        a_map,
-                        (panel * tile.PANEL, row + box * tiles.box_rows),
+                        a_ring.ptr_to([state.stage, 0, 0]),
+                        large_boxes,
+                        (panel * tile.PANEL, row),
                         ring.barrier(state),
                     )
+                else:
+                    for box in T.serial(filled):
+                        load(
+                            a_ring.ptr_to([state.stage, box * _SMALL_BOX, 0]),
+                            small_boxes,
+                            (panel * tile.PANEL, row + box * _SMALL_BOX),
+                            ring.barrier(state),
+                        )
                 for i in T.unroll(_BOXES // cluster):
                     box = T.meta_var(rank if cluster > 1 else i)
                     load(
@@ -191,9 +192,9 @@ def _kernel(inputs, weights, dtype, out_dtype, kinds: tuple[Tiles, Tiles, Tiles]
         W = T.match_buffer(w, (weights, inputs), dtype)
         Out = T.match_buffer(out, (m, outputs), out_dtype)
         a_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        encode(a_map, A, (inputs, m), wide.box_rows)
+        encode(a_map, A, (inputs, m), TILE_ROWS)
         small_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-        encode(small_map, A, (inputs, m), narrow.box_rows)
+        encode(small_map, A, (inputs, m), _SMALL_BOX)
         wide_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(wide_map, W, (inputs, weights), wide.share)
         middle_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
@@ -211,18 +212,19 @@ def _kernel(inputs, weights, dtype, out_dtype, kinds: tuple[Tiles, Tiles, Tiles]
         pool.commit()
         T.ptx.fence.mbarrier_init.release.cluster()
         T.cuda.cluster_sync()
+        a_maps = T.meta_var((a_map, small_map))
         take_wide: T.let = best(m, wide, (middle, narrow))
         take_middle: T.let = best(m, middle, (narrow,))
         if warpgroup == CONSUMERS:
             T.ptx.setmaxnreg.dec.sync.aligned.u32(LOADER_REGISTERS)
             if tx == 0:
                 if take_wide:
-                    load_wide(wide_ring, a_map, wide_map, m, cta, rank)
+                    load_wide(wide_ring, a_maps, wide_map, m, cta, rank)
                 else:
                     if take_middle:
-                        load_middle(middle_ring, small_map, middle_map, m, cta, rank)
+                        load_middle(middle_ring, a_maps, middle_map, m, cta, rank)
                     else:
-                        load_narrow(narrow_ring, small_map, narrow_map, m, cta, rank)
+                        load_narrow(narrow_ring, a_maps, narrow_map, m, cta, rank)
         else:
             T.ptx.setmaxnreg.inc.sync.aligned.u32(CONSUMER_REGISTERS)
             first_row = warpgroup * tile.ROWS
