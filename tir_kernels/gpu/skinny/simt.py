@@ -28,16 +28,6 @@ def simt_product(shape: Shape, source, ending: Ending, launch: DependentLaunch):
         return weight * source.value(activations, Found, shape.dtype, b, k)
 
     @T.inline
-    def start_from_zero(others, sums, b, output):
-        T.evaluate(0)
-
-    @T.inline
-    def start_from_others(others, sums, b, output):
-        sums[0] = sums[0] + ending.start(others, b, output)
-
-    start = start_from_others if ending.start else start_from_zero
-
-    @T.inline
     def product(W, operands, arena, cta, tx):
         Found = T.decl_buffer(
             (max(1, source.found_bytes * batch // 4),),
@@ -70,7 +60,7 @@ def simt_product(shape: Shape, source, ending: Ending, launch: DependentLaunch):
                     for half in T.unroll(halves):
                         sums[half] = sums[(b + 1) * halves + half]
             if lane < batch:
-                start(operands[1], sums, lane, output)
+                sums[0] = sums[0] + ending.start(operands[1], lane, output)
                 ending.finish(operands[1], [sums[half] for half in range(halves)], lane, output)
 
     return product

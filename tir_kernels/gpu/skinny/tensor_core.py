@@ -96,46 +96,27 @@ def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLau
         return total([Partial[warp, partial(row, b)] for warp in warps])
 
     @T.inline
-    def start_from_zero(others, Start, first, last, tx):
-        T.evaluate(0)
-
-    @T.inline
-    def start_from_others(others, Start, first, last, tx):
+    def start_all(others, Start, first, last, tx):
         for i in T.unroll(items_per_thread):
             item: T.let = i * plan.threads + tx
+            output: T.let = output_of(first, item)[0]
+            b: T.let = output_of(first, item)[1]
             Start[i] = f32(0.0)
-            if T.And(item < plan.items, output_of(first, item)[0] < last):
-                Start[i] = ending.start(
-                    others, output_of(first, item)[1], output_of(first, item)[0]
-                )
-
-    start = start_from_others if ending.start else start_from_zero
-
-    @T.inline
-    def add_nothing(sums, Start, i):
-        T.evaluate(0)
-
-    @T.inline
-    def add_start(sums, Start, i):
-        sums[0] = sums[0] + Start[i]
-
-    add = add_start if ending.start else add_nothing
+            if T.And(item < plan.items, output < last):
+                Start[i] = ending.start(others, b, output)
 
     @T.inline
     def finish_all(others, Partial, Start, first, last, tx):
         sums = T.alloc_local((halves,), "float32")
         for i in T.unroll(items_per_thread):
             item: T.let = i * plan.threads + tx
-            if T.And(item < plan.items, output_of(first, item)[0] < last):
+            output: T.let = output_of(first, item)[0]
+            b: T.let = output_of(first, item)[1]
+            if T.And(item < plan.items, output < last):
                 for half in T.unroll(halves):
                     sums[half] = sum_of(Partial, item, half)
-                add(sums, Start, i)
-                ending.finish(
-                    others,
-                    [sums[half] for half in range(halves)],
-                    output_of(first, item)[1],
-                    output_of(first, item)[0],
-                )
+                sums[0] = sums[0] + Start[i]
+                ending.finish(others, [sums[half] for half in range(halves)], b, output)
 
     @T.inline
     def copy_nothing(inputs, Staged, chunk, tx):
@@ -193,7 +174,7 @@ def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLau
         for i in T.unroll(4 * plan.column_tiles):
             sums[i] = f32(0.0)
         launch.wait()
-        start(operands[1], starts, first, last, tx)
+        start_all(operands[1], starts, first, last, tx)
         stage(operands[0], First, tx)
         T.tvm_storage_sync("shared")
         for chunk in T.serial(chunks):
