@@ -1,4 +1,4 @@
-"""What NVIDIA's assembler makes of the kernels for Hopper: products in registers, none serialised."""
+"""What NVIDIA's assembler makes of the kernels for Hopper: no product spilled, none serialised."""
 
 from __future__ import annotations
 

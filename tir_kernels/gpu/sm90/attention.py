@@ -1,9 +1,9 @@
 """Attention of many consecutive queries of one sequence on Hopper: two products with a softmax.
 
-``attention_weights`` writes the softmax probabilities [H, m, 2C] (column j is the key in ring row
-j), ``attention`` multiplies them with the values, gates, and adds the memory read. Both go over
-the visible keys in two runs: the previous chunk's half of the ring, then the own chunk's up to the
-last query of the tile.
+``attention_weights`` writes [H, m, 2C] powers, in the ratio of the softmax probabilities (column j
+is the key in ring row j); ``attention`` multiplies them with the values, divides by their sums,
+gates, and adds the memory read. Both go over the visible keys in two runs: the previous chunk's
+half of the ring, then the own chunk's up to the last query of the tile.
 """
 
 from __future__ import annotations
@@ -107,10 +107,11 @@ def attention_weights(
         """Tiles of keys of one CTA of the cluster."""
         return T.truncdiv(window.count + splits - 1 - rank, splits)
 
-    def query_panel(buffer):
-        def at(stage, panel, where):
-            which, row = where
-            return tile.rows_descriptor(buffer.ptr_to([which, panel, row, 0]))
+    read_queries = tile.load_rows(panels)
+
+    def query_words(words):
+        def at(stage, panel, row):
+            return [words[16 * panel + i] for i in range(16)]
 
         return at
 
@@ -225,26 +226,23 @@ def attention_weights(
 
     @T.inline
     def score(run, scores, state, window, number, row0, first_row, tx):
-        run(
-            scores,
-            state,
-            panels,
-            False,
-            (T.Select(window.is_own(number), 0, 1), first_row),
-            tx,
-        )
+        run(scores, state, panels, False, first_row, tx)
         first_query = window.start + row0 + first_row
         if T.And(window.is_own(number), window.first_key(number) + _KEYS - 1 > first_query):
             mask(scores, window.first_key(number), first_query, tx)
 
     @T.inline
     def write_tiles(
-        run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
+        run, query, weights, scores, highest, reference, state, loaded, window, place, rank, tx
     ):
         head, row0, m, first_row = T.meta_var(place)
+        q_words, q_tile = T.meta_var(query)
         for turn in T.serial(own_tiles(window, rank)):
             number: T.let = rank + turn * splits
-            loaded.wait(T.Select(window.is_own(number), 0, 1), 0)
+            which: T.let = T.Select(window.is_own(number), 0, 1)
+            if T.Or(turn == 0, window.is_own(number) != window.is_own(number - splits)):
+                loaded.wait(which, 0)
+                read_queries(q_words, q_tile.view("uint32"), which, first_row, tx)
             score(run, scores, state, window, number, row0, first_row, tx)
             raise_highest(scores, highest)
             for i in T.unroll(owned):
@@ -260,10 +258,11 @@ def attention_weights(
 
     @T.inline
     def softmax_tiles(
-        run,
         weights,
         queries,
         keys,
+        q_tile,
+        k_ring,
         ring,
         barriers,
         shared,
@@ -281,6 +280,13 @@ def attention_weights(
         scores = T.alloc_local((owned,), "float32")
         highest = T.alloc_local((2,), "float32")
         reference = T.alloc_local((2,), "float32")
+        q_words = T.alloc_local((16 * panels,), "uint32")
+        query = T.meta_var((q_words, q_tile))
+        run = T.meta_var(
+            accumulate(
+                ring, query_words(q_words), panel_of_stage(k_ring), _KEYS, dtype, loop=T.unroll
+            )
+        )
         row = first_row + tx // 32 * 16 + tx % 32 // 4
         own_scores(
             reference,
@@ -294,7 +300,7 @@ def attention_weights(
         for below in T.unroll(2):
             highest[below] = f32(_LOWEST)
         write_tiles(
-            run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
+            run, query, weights, scores, highest, reference, state, loaded, window, place, rank, tx
         )
         exchange(highest, shared, arrived, rank, row, tx)
         for below in T.unroll(2):
@@ -305,8 +311,9 @@ def attention_weights(
         decided.wait(0, 0)
         if again[0] != 0:
             write_tiles(
-                run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
-            )
+                run, query, weights, scores, highest, reference, state, loaded, window, place, rank,
+                tx,
+            )  # fmt: skip
 
     @T.prim_func(private=True)
     def attention_weights(
@@ -330,6 +337,7 @@ def attention_weights(
         k_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(k_map, Keys, (z_dim, layers * num_slots * 2 * chunk), _KEYS)
         T.device_entry()
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
         rank = T.cta_id_in_cluster([splits])
         cta = T.cta_id([splits * heads * T.ceildiv(m, TILE_ROWS)])
         warpgroup = T.warpgroup_id([CONSUMERS + 1])
@@ -360,6 +368,7 @@ def attention_weights(
         T.ptx.fence.mbarrier_init.release.cluster()
         T.cuda.cluster_sync()
         if warpgroup == CONSUMERS:
+            T.ptx.setmaxnreg.dec.sync.aligned.u32(LOADER_REGISTERS)
             if tx == 0:
                 load_tiles(
                     q_map,
@@ -374,14 +383,13 @@ def attention_weights(
                     again,
                 )
         else:
-            run = T.meta_var(
-                accumulate(ring, query_panel(q_tile), panel_of_stage(k_ring), _KEYS, dtype)
-            )
+            T.ptx.setmaxnreg.inc.sync.aligned.u32(CONSUMER_REGISTERS)
             softmax_tiles(
-                run,
                 Weights.view(heads * m, 2 * chunk),
                 Queries,
                 Keys,
+                q_tile,
+                k_ring,
                 ring,
                 barriers,
                 shared,
