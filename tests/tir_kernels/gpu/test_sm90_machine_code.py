@@ -10,7 +10,7 @@ import tvm
 
 from gecko_mlc.compile import CompileError, nvcc
 from gecko_mlc.compile.machine_code import source_kept
-from gecko_mlc.compile.targets import resolve
+from gecko_mlc.compile.targets import CudaTarget, resolve
 from tir_kernels.gpu.sm90.attention import attention, attention_weights
 from tir_kernels.gpu.sm90.matmul import gated_matmul, matmul
 
@@ -29,6 +29,7 @@ def test_machine_code(tmp_path: Path) -> None:
     except CompileError:
         pytest.skip("no nvcc")
     target = resolve("cuda-sm90a")
+    assert isinstance(target, CudaTarget)
     functions = {name: f.with_attr("global_symbol", name) for name, f in KERNELS.items()}
     with source_kept(), target.tvm_target:
         built = tvm.compile(
