@@ -107,11 +107,10 @@ def attention_weights(
         """Tiles of keys of one CTA of the cluster."""
         return T.truncdiv(window.count + splits - 1 - rank, splits)
 
-    read_queries = tile.load_rows(panels)
-
-    def query_words(words):
-        def at(stage, panel, row):
-            return [words[16 * panel + i] for i in range(16)]
+    def query_panel(buffer):
+        def at(stage, panel, where):
+            which, row = where
+            return tile.rows_descriptor(buffer.ptr_to([which, panel, row, 0]))
 
         return at
 
@@ -226,23 +225,26 @@ def attention_weights(
 
     @T.inline
     def score(run, scores, state, window, number, row0, first_row, tx):
-        run(scores, state, panels, False, first_row, tx)
+        run(
+            scores,
+            state,
+            panels,
+            False,
+            (T.Select(window.is_own(number), 0, 1), first_row),
+            tx,
+        )
         first_query = window.start + row0 + first_row
         if T.And(window.is_own(number), window.first_key(number) + _KEYS - 1 > first_query):
             mask(scores, window.first_key(number), first_query, tx)
 
     @T.inline
     def write_tiles(
-        run, query, weights, scores, highest, reference, state, loaded, window, place, rank, tx
+        run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
     ):
         head, row0, m, first_row = T.meta_var(place)
-        q_words, q_tile = T.meta_var(query)
         for turn in T.serial(own_tiles(window, rank)):
             number: T.let = rank + turn * splits
-            which: T.let = T.Select(window.is_own(number), 0, 1)
-            if T.Or(turn == 0, window.is_own(number) != window.is_own(number - splits)):
-                loaded.wait(which, 0)
-                read_queries(q_words, q_tile.view("uint32"), which, first_row, tx)
+            loaded.wait(T.Select(window.is_own(number), 0, 1), 0)
             score(run, scores, state, window, number, row0, first_row, tx)
             raise_highest(scores, highest)
             for i in T.unroll(owned):
@@ -258,11 +260,10 @@ def attention_weights(
 
     @T.inline
     def softmax_tiles(
+        run,
         weights,
         queries,
         keys,
-        q_tile,
-        k_ring,
         ring,
         barriers,
         shared,
@@ -280,13 +281,6 @@ def attention_weights(
         scores = T.alloc_local((owned,), "float32")
         highest = T.alloc_local((2,), "float32")
         reference = T.alloc_local((2,), "float32")
-        q_words = T.alloc_local((16 * panels,), "uint32")
-        query = T.meta_var((q_words, q_tile))
-        run = T.meta_var(
-            accumulate(
-                ring, query_words(q_words), panel_of_stage(k_ring), _KEYS, dtype, loop=T.unroll
-            )
-        )
         row = first_row + tx // 32 * 16 + tx % 32 // 4
         own_scores(
             reference,
@@ -300,7 +294,7 @@ def attention_weights(
         for below in T.unroll(2):
             highest[below] = f32(_LOWEST)
         write_tiles(
-            run, query, weights, scores, highest, reference, state, loaded, window, place, rank, tx
+            run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
         )
         exchange(highest, shared, arrived, rank, row, tx)
         for below in T.unroll(2):
@@ -311,9 +305,8 @@ def attention_weights(
         decided.wait(0, 0)
         if again[0] != 0:
             write_tiles(
-                run, query, weights, scores, highest, reference, state, loaded, window, place, rank,
-                tx,
-            )  # fmt: skip
+                run, weights, scores, highest, reference, state, loaded, window, place, rank, tx
+            )
 
     @T.prim_func(private=True)
     def attention_weights(
@@ -337,7 +330,6 @@ def attention_weights(
         k_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
         encode(k_map, Keys, (z_dim, layers * num_slots * 2 * chunk), _KEYS)
         T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
         rank = T.cta_id_in_cluster([splits])
         cta = T.cta_id([splits * heads * T.ceildiv(m, TILE_ROWS)])
         warpgroup = T.warpgroup_id([CONSUMERS + 1])
@@ -368,7 +360,6 @@ def attention_weights(
         T.ptx.fence.mbarrier_init.release.cluster()
         T.cuda.cluster_sync()
         if warpgroup == CONSUMERS:
-            T.ptx.setmaxnreg.dec.sync.aligned.u32(LOADER_REGISTERS)
             if tx == 0:
                 load_tiles(
                     q_map,
@@ -383,13 +374,14 @@ def attention_weights(
                     again,
                 )
         else:
-            T.ptx.setmaxnreg.inc.sync.aligned.u32(CONSUMER_REGISTERS)
+            run = T.meta_var(
+                accumulate(ring, query_panel(q_tile), panel_of_stage(k_ring), _KEYS, dtype)
+            )
             softmax_tiles(
+                run,
                 Weights.view(heads * m, 2 * chunk),
                 Queries,
                 Keys,
-                q_tile,
-                k_ring,
                 ring,
                 barriers,
                 shared,

@@ -129,19 +129,18 @@ def accumulate(
     transposed: bool = False,
     before=_nothing,
     beside=_nothing,
-    loop=T.serial,
 ):
     """An inline: sums = (sums if keep) + products over ``count`` >= 1 stages of the ring.
 
-    ``a_at(stage, panel, row)`` and ``b_at(stage, panel, 0)`` are what ``tile.multiply`` takes of
-    the count's ``panel``-th stage; row is the warpgroup's first. ``before(stage, panel)`` comes
-    before the product, ``beside(stage, panel)`` while it runs. One product is always running while
-    the stage before is released.
+    ``a_at(stage, panel, row)`` and ``b_at(stage, panel, 0)`` are descriptors of the operands of the
+    count's ``panel``-th stage; row is the warpgroup's first. ``before(stage, panel)`` comes before
+    the product, ``beside(stage, panel)`` while it runs. One product is always running while the
+    stage before is released.
     """
 
     @T.inline
     def run(sums, state, count, keep, row, tx):
-        for panel in loop(count):
+        for panel in T.serial(count):
             ring.wait(state)
             before(state.stage, panel)
             tile.multiply(

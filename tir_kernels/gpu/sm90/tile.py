@@ -44,43 +44,21 @@ def _descriptor(pointer, fields: int):
 def multiply(sums, a, b, keep, columns: int, dtype: str, transposed: bool = False) -> None:
     """Starts sums (+)= a b over 64 of depth, as one group; ``keep`` is false to start from zero.
 
-    ``a`` is a rows_descriptor, or the words of ``load_rows`` for one panel; ``b`` is a
-    rows_descriptor, or a columns_descriptor when ``transposed``.
+    ``a`` is a rows_descriptor; ``b`` one too, or a columns_descriptor when ``transposed``.
     """
     element = _ELEMENT[dtype]
     instruction = f"wgmma.mma_async.sync.aligned.m64n{columns}k{DEPTH}.f32.{element}.{element}"
-    b_step = DEPTH * 128 >> 4 if transposed else DEPTH * 2 >> 4
+    a_step = DEPTH * 2 >> 4
+    b_step = DEPTH * 128 >> 4 if transposed else a_step
     registers = [sums[i] for i in range(columns // 2)]
     T.evaluate(T.ptx.wgmma.fence.sync.aligned())
     for step in range(PANEL // DEPTH):
-        if isinstance(a, list):
-            left = a[4 * step : 4 * step + 4]
-        else:
-            left = [a + T.uint64(step * (DEPTH * 2 >> 4))]
-        # Neither is negated, and only b can be transposed: a in registers has no mode for it.
-        modes = [1, 1, *([] if isinstance(a, list) else [0]), int(transposed)]
-        right = b + T.uint64(step * b_step)
+        descriptors = a + T.uint64(step * a_step), b + T.uint64(step * b_step)
         accumulate = T.ptx.pred(1 if step else keep)
-        T.evaluate(T.ptx[instruction](*registers, *left, right, accumulate, *modes))
+        T.evaluate(
+            T.ptx[instruction](*registers, *descriptors, accumulate, 1, 1, 0, int(transposed))
+        )
     T.evaluate(T.ptx.wgmma.commit_group.sync.aligned())
-
-
-def load_rows(panels: int):
-    """An inline: a warpgroup's 64 rows of ``panels`` panels into registers, 16 words a panel.
-
-    ``words_of`` is the tile as words [.., panels, rows, 32]; ``which`` its leading index.
-    """
-
-    @T.inline
-    def read(words, words_of, which, first_row, tx):
-        row: T.let = first_row + tx // 32 * 16 + tx % 32 // 4
-        for panel in T.unroll(panels):
-            for i in T.unroll(16):
-                # Of four words: this row, the row 8 below it, then both 8 columns further right.
-                chunk = T.meta_var(T.bitwise_xor(i // 2, row % 8))
-                words[16 * panel + i] = words_of[which, panel, row + i % 2 * 8, chunk * 4 + tx % 4]
-
-    return read
 
 
 def finished(sums, columns: int) -> None:
