@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import functools
@@ -9,6 +10,7 @@ import hashlib
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,9 +52,15 @@ def install() -> None:
     _driver()
 
 
-def set_order(order: str) -> None:
-    """Which of the threads (and blocks) that can run goes first: one of ORDERS."""
-    _driver().emulator_set_order(ORDERS.index(order))
+@contextlib.contextmanager
+def thread_order(order: str) -> Iterator[None]:
+    """In here, threads and blocks that can run go on in this order, one of ORDERS."""
+    driver = _driver()
+    driver.emulator_set_order(ORDERS.index(order))
+    try:
+        yield
+    finally:
+        driver.emulator_set_order(ORDERS.index("forward"))
 
 
 def set_capability(major: int, minor: int) -> None:

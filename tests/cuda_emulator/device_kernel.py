@@ -26,11 +26,11 @@ class DeviceKernel:
     def __call__(self, *arguments: Any, order: str = "forward") -> list[np.ndarray]:
         """All arrays among the arguments as a run with its threads in this order leaves them."""
         device = tvm.cuda(0)
-        cuda_emulator.set_order(order)
         given = [
             tvm.runtime.tensor(argument, device) if isinstance(argument, np.ndarray) else argument
             for argument in arguments
         ]
-        self.function(*given)
-        device.sync()
+        with cuda_emulator.thread_order(order):
+            self.function(*given)
+            device.sync()
         return [argument.numpy() for argument in given if isinstance(argument, tvm.runtime.Tensor)]

@@ -57,9 +57,9 @@ def after_another(body: str, launch_parameters: list[str]) -> np.ndarray:
 
 @pytest.mark.parametrize("order", cuda_emulator.ORDERS)
 def test_what_was_written_is_there_after_the_wait(order: str) -> None:
-    cuda_emulator.set_order(order)
-    body = "WAIT; y[i] = 2 * x[(i + 70) % 192];"
-    assert np.array_equal(after_another(body, DEPENDENT), 2 * (np.roll(X, -70) + 1))
+    with cuda_emulator.thread_order(order):
+        found = after_another("WAIT; y[i] = 2 * x[(i + 70) % 192];", DEPENDENT)
+    assert np.array_equal(found, 2 * (np.roll(X, -70) + 1))
 
 
 def test_threads_that_do_not_wait_follow_those_that_do() -> None:
