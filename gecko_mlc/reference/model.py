@@ -252,7 +252,10 @@ class NormalizedFeedForwardNetwork(nn.Module):
         if self.fc3 is not None:
             hidden = hidden * self.fc3(normed)
         y = self.fc2(hidden)
-        out = residual + y if self.alpha is None else torch.addcmul(residual, y, self.alpha)
+        if self.alpha is None:
+            out = residual + y
+        else:  # alpha is float32 beside 16-bit matrices
+            out = torch.addcmul(residual, y, self.alpha).to(y.dtype)
         if taps is not None:
             taps[f"{name}.layernorm"], taps[f"{name}.fc1"], taps[f"{name}.fc2"] = (
                 normed,

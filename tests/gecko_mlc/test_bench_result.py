@@ -126,8 +126,9 @@ def test_far_positions_cost_the_same(result: results.Result) -> None:
     assert far.visible == 127
     assert far.weight_bytes < far.bytes
     memory = result.memory
-    assert memory.peak > memory.params + memory.slot
+    assert memory.peak is not None and memory.peak > memory.params + memory.slot
     near, far_away = memory.at.values()
+    assert near is not None and far_away is not None
     assert abs(near - far_away) <= 2**16, "more than the interpreter's own comings and goings"
 
 

@@ -45,6 +45,11 @@ class Recital:
 class TableEngine:
     samples_on_device = False
 
+    def steps(
+        self, sequences: list[Recital], tokens: list[int], samplers: list[Sampler]
+    ) -> Iterator[list[int]]:
+        raise AssertionError("this engine leaves sampling to its caller")
+
     def decode(self, sequences: list[Recital], tokens: list[int]) -> np.ndarray:
         for sequence, token in zip(sequences, tokens, strict=True):
             sequence.read.append(token)

@@ -154,6 +154,19 @@ def test_folded_constants_follow_the_parameters() -> None:
     torch.testing.assert_close(loaded, fresh)
 
 
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_configuration_in_16_bits(config: GeckoConfig, dtype: torch.dtype) -> None:
+    exact = model(config, noise=0.02)
+    tokens = text(config, 20)
+    with torch.inference_mode():
+        wanted, _ = exact(tokens)
+        taps: dict[str, torch.Tensor] = {}
+        found, _ = Gecko.from_tensors(config, exact.state_dict(), dtype)(tokens, None, taps)
+    assert {name for name, tap in taps.items() if tap.dtype != dtype} == {"output.logits"}
+    assert (found.double() - wanted).norm() < 0.05 * wanted.norm()
+
+
 @pytest.mark.parametrize("whole", [True, False], ids=["all parameters", "matrices only"])
 def test_bfloat16_stays_near_float64(whole: bool) -> None:
     """3000 tokens, the last 1000 singly: the error at the end is that of the start."""
