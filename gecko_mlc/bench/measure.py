@@ -97,6 +97,11 @@ def run(
     else:
         found = None
     bench = _Bench(engine, plan, on_progress)
+    # Before the products: a GPU that has multiplied for seconds on end is slower for a while.
+    prefill = bench.prefill()
+    decode = bench.decode()
+    generation = [bench.generation(prompt) for prompt in plan.prompts]
+    bench.measure_limits()
     metadata = engine.metadata
     return results.Result(
         version=gecko_mlc.__version__,
@@ -113,9 +118,9 @@ def run(
         compile_seconds=compile_seconds,
         reference=bench.machine.reference_name(),
         limits=bench.limits,
-        prefill=bench.prefill(),
-        decode=bench.decode(),
-        generation=[bench.generation(prompt) for prompt in plan.prompts],
+        prefill=prefill,
+        decode=decode,
+        generation=generation,
         steps=[bench.prefill_step(max(plan.prompts))]
         + [bench.decode_step(position) for position in plan.positions],
         products=bench.products,
@@ -161,7 +166,10 @@ class _Bench:
             self.machine = Host(plan.threads, _torch() if plan.reference else None, self._effort)
         self._reader = self.machine.reader
         self._reference = self.machine.reference(engine.config)
-        on_progress("matrix products")
+
+    def measure_limits(self) -> None:
+        """Matrix products, and the machine's limits with them."""
+        self._on_progress("matrix products")
         self.products = self._measure_products()
         self.limits = self.machine.limits(self._shapes(), self.products)
 
