@@ -21,7 +21,11 @@ BATCHES = (1, 2, 4)
 
 
 def build_emulated(
-    folder: Path, config: GeckoConfig, tensors: Mapping[str, np.ndarray], quantization: str
+    folder: Path,
+    config: GeckoConfig,
+    tensors: Mapping[str, np.ndarray],
+    quantization: str,
+    target: str = "cuda-sm80",
 ) -> tuple[Path, Path]:
     """A folder of converted weights, and a library whose kernels run on the emulated device."""
     cuda_emulator.install()
@@ -33,5 +37,5 @@ def build_emulated(
             build, "compile_cuda", lambda source, **_options: cuda_emulator.compile_kernels(source)
         )
         patch.setattr(GpuGecko, "batches", BATCHES)
-        compile_library(config, quantization, resolve("cuda-sm80"), library)
+        compile_library(config, quantization, resolve(target), library)
     return folder, library
