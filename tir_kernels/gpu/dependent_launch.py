@@ -15,8 +15,9 @@ _TAG = "tirx.use_programtic_dependent_launch"
 class DependentLaunch:
     """Inlines that do nothing in a kernel that is launched the plain way.
 
-    ``wait``: all kernels before this one are done, and what they wrote can be seen.
-    ``let_next_start``: the next kernel may start once all CTAs have said so or have ended.
+    ``wait``: all kernels before this one are done, and what they wrote can be seen. From here on
+    the next kernel may start: not before, or it could be placed, and cache what it shares with
+    others, while a kernel runs that is not its direct predecessor, for which alone it waits.
     """
 
     def __init__(self, dependent: bool):
@@ -27,13 +28,11 @@ class DependentLaunch:
         @T.inline
         def wait():
             T.ptx.griddepcontrol.wait()
-
-        @T.inline
-        def let_next_start():
             T.ptx.griddepcontrol.launch_dependents()
 
         self.wait = wait if dependent else nothing
-        self.let_next_start = let_next_start if dependent else nothing
-        self.attributes: dict[str, bool | list[str]] = {"tirx.noalias": True}
+        # Without noalias: the compiler may move a load of what a kernel itself never writes to
+        # before ``wait``, if it is told that nobody else writes it either.
+        self.attributes: dict[str, bool | list[str]] = {"tirx.noalias": not dependent}
         if dependent:
             self.attributes["tirx.kernel_launch_params"] = [_TAG]

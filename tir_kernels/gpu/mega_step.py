@@ -136,7 +136,6 @@ def timenorm_step(
         weights = T.alloc_local((width,), "float32")
         shifts = T.alloc_local((width,), "float32")
         normal = T.alloc_local((width,), dtype)
-        launch.let_next_start()
         step.prepare(
             PriorCount, Slots, Position, StateMean, StateVar, index, row, group, lane, before,
             known, 0,
@@ -305,7 +304,6 @@ def timenorm_cema_step(
                         Normal[row, channel] = rounded
                         Y[row, channel] = value + emitted[0]
 
-        launch.let_next_start()
         # Past the group's end, its last channel again.
         first = T.meta_var(T.min(tx // lanes, size - 1))
         fetch(group * size + first)

@@ -459,7 +459,6 @@ def attention_step(
         Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
         Rows = T.decl_buffer((batch * heads * (splits + 1), v_head), "float32", data=Partial.data)
         Kinds = T.decl_buffer((batch * heads * (splits + 1), 2), "float32", data=Scale.data)
-        launch.let_next_start()
         slot = Slots[b]
         if slot >= 0:
             one_share(
@@ -549,7 +548,6 @@ def attention_combine(
         out = T.alloc_local((width,), dtype)
         lane = T.meta_var(tx % WARP)
         column = T.meta_var(T.min(part * tile + lane * width, v_head - width))
-        launch.let_next_start()
         launch.wait()
         for i in T.unroll(rounds):
             for j in T.vectorized(width):

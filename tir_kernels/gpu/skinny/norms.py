@@ -256,7 +256,6 @@ def rmsnorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
         T.device_entry()
         b = T.cta_id([batch])
         tx = T.thread_id([_THREADS])
-        launch.let_next_start()
         launch.wait()
         row((X, Weight), b, Y, tx)
 
@@ -279,7 +278,6 @@ def layernorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
         T.device_entry()
         b = T.cta_id([batch])
         tx = T.thread_id([_THREADS])
-        launch.let_next_start()
         launch.wait()
         row((X, Weight, Bias), b, Y, tx)
 

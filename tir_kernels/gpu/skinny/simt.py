@@ -38,7 +38,6 @@ def simt_product(shape: Shape, source, ending: Ending, launch: DependentLaunch):
         sums = T.alloc_local((batch * halves,), "float32")
         output: T.let = cta * WARPS + tx // WARP
         lane: T.let = tx % WARP
-        launch.let_next_start()
         launch.wait()
         prepare(operands[0], Found, tx)
         T.tvm_storage_sync("shared")

@@ -165,7 +165,6 @@ def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLau
         lane: T.let = tx % WARP
         k: T.let = warp % splits * plan.slice + lane % 4 * _VECTOR
 
-        launch.let_next_start()
         for half in T.unroll(2):
             rows[half] = weight_row(half, first, last, warp // splits, lane // 4)
         for j in T.unroll(depth):
