@@ -36,8 +36,7 @@ class _Residual:
 
 class GpuGecko(Gecko):
     """Exported functions: prefill, score, commit, reset, get_slot, set_slot as in ``Gecko``;
-    decode_B and step_B for each batch size B; prefill_cublaslt and score_cublaslt where the
-    kernels have a product of cuBLASLt's.
+    decode_B and step_B for each batch size B; prefill_cublaslt and score_cublaslt.
     """
 
     # A batch in between runs in the next larger one with idle rows.
@@ -239,8 +238,9 @@ class GpuGecko(Gecko):
         """The feed-forward network's gated hidden layer, [m, F]."""
         kernels = self.kernels
         hidden = fresh([normed.shape[0], self.config.ffn_hidden_dim], kernels.dtype)
-        if matmul == kernels.matmul and kernels.gated_matmul() is not None:
-            return call(kernels.gated_matmul(), "fc1_gated", [normed, nffn.fc1.weight], hidden)
+        gated = kernels.gated_matmul() if matmul == kernels.matmul else None
+        if gated is not None:
+            return call(gated, "fc1_gated", [normed, nffn.fc1.weight], hidden)
         raw = self._product(matmul, "fc1", normed, nffn.fc1.weight)
         return call(kernels.gate(), "gate", [raw], hidden)
 
@@ -474,10 +474,9 @@ class GpuGecko(Gecko):
         shared = super().module_spec()
         del shared["decode"]
         state = state_spec(self.config, self.kernels.dtype)
-        if self.kernels.cublaslt:
-            for name in ("prefill", "score"):
-                # Each function uses its description up.
-                shared[f"{name}_cublaslt"] = dict(shared[name])
+        for name in ("prefill", "score"):
+            # Each function uses its description up.
+            shared[f"{name}_cublaslt"] = dict(shared[name])
         for batch in self.batches:
             rows = spec.Tensor([batch], "int32")
             packed = {"param_mode": "packed", "effect_mode": "none"}

@@ -10,7 +10,7 @@ from tvm.script import tirx as T
 
 from . import inline_lookup as inline_lookup  # before the first T.inline is expanded
 
-_LOG2E = 1.4426950408889634
+LOG2E = 1.4426950408889634
 # log(2) in two parts; the first is exact in ten bits, so n * _LN2_HIGH has no rounding error.
 _LN2_HIGH = 0.693359375
 _LN2_LOW = -2.12194440e-4
@@ -34,7 +34,7 @@ def f32(value: float):
 def exp(x):
     """exp(x) for float32, scalar or inside a vectorised loop; saturates outside [-87.3, 88.3]."""
     x = T.max(T.min(x, f32(_EXP_MAX)), f32(_EXP_MIN))
-    n = T.floor(x * f32(_LOG2E) + f32(0.5))
+    n = T.floor(x * f32(LOG2E) + f32(0.5))
     r = x - n * f32(_LN2_HIGH)
     r = r - n * f32(_LN2_LOW)
     poly = f32(_EXP_COEFFICIENTS[0])

@@ -7,7 +7,7 @@ import functools
 from tvm.script import tirx as T
 
 from ..vector_math import f32
-from .gate import silu
+from .elementary import silu
 from .head_lanes import HeadTransform, head_lanes
 from .vectors import Vectors, vector_width
 

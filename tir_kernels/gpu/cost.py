@@ -40,11 +40,6 @@ def _product(work: Work, rows: int, inputs: int, outputs: int, out_size: int | N
     return Cost(weights=one.weights, activations=moved, operations=one.operations)
 
 
-def _less(whole: Cost, product: Cost) -> int:
-    """Operations of an operation's ending, its product left out."""
-    return whole.operations - product.operations
-
-
 # Prefill, commit and score.
 
 

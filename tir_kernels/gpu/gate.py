@@ -1,4 +1,4 @@
-"""SiLU, and the gate of the FFN's hidden features."""
+"""The gate of the FFN's hidden features."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ import functools
 
 from tvm.script import tirx as T
 
-from ..vector_math import f32
+from .elementary import silu
 from .vectors import vector_width
 
-_LOG2E = 1.4426950408889634
 _THREADS = 256
-
-
-def silu(x):
-    """x sigmoid(x) in float32 within three units in the last place, by the fast division."""
-    return T.cuda.fdividef(x, f32(1.0) + T.exp2(x * f32(-_LOG2E)))
 
 
 @functools.cache

@@ -39,13 +39,12 @@ class GpuKernels:
     """Kernels for ``config`` with weights, rings and activations of ``dtype``.
 
     ``arch`` is the least architecture they must run on: sm_80, ..., or sm_90a, whose own tensor
-    core instructions are then used. ``cublaslt`` adds products by cuBLASLt.
+    core instructions are then used.
     """
 
     config: GeckoConfig
     dtype: str
     arch: str
-    cublaslt: bool = True
 
     @property
     def projected(self) -> int:
@@ -63,8 +62,8 @@ class GpuKernels:
         return c.model_dim, c.timenorm_num_groups, self._betas, c.norm_eps, c.num_layers + 1
 
     @property
-    def _dependent(self) -> bool:
-        """Whether a step's kernels start while the one before them ends."""
+    def _hopper(self) -> bool:
+        """Whether instructions and launches may be used that only sm_90a has."""
         return self.arch == "sm_90a"
 
     @property
@@ -120,7 +119,7 @@ class GpuKernels:
         return gate.gate(self.config.ffn_hidden_dim, self.config.swiglu, self.dtype)
 
     def _wgmma_takes(self, inputs: int, outputs: int) -> bool:
-        return self.arch == "sm_90a" and sm90_matmul.supports(inputs, outputs, self.dtype)
+        return self._hopper and sm90_matmul.supports(inputs, outputs, self.dtype)
 
     def matmul(self, inputs: int, outputs: int, out_dtype: str):
         if self._wgmma_takes(inputs, outputs):
@@ -153,7 +152,7 @@ class GpuKernels:
     def _prefill_attention(self):
         """The module with the kernels of prefill's attention."""
         _, z_head, v_head = self._heads
-        ours = self.arch == "sm_90a" and sm90_attention.supports(
+        ours = self._hopper and sm90_attention.supports(
             z_head, v_head, self.config.chunk_size, self.dtype
         )
         return sm90_attention if ours else prefill
@@ -201,11 +200,11 @@ class GpuKernels:
             c.num_layers,
             batch,
             self.dtype,
-            self._dependent,
+            self._hopper,
         )
 
     def timenorm_step(self, batch: int):
-        return mega_step.timenorm_step(*self._time_norm, batch, self.dtype, self._dependent)
+        return mega_step.timenorm_step(*self._time_norm, batch, self.dtype, self._hopper)
 
     def norms_fused(self, batch: int) -> bool:
         """Whether a step's products normalise their inputs themselves."""
@@ -213,18 +212,16 @@ class GpuKernels:
 
     def rmsnorm_step(self, batch: int):
         norm = self._norm(centred=False)
-        return skinny.rmsnorm_step(batch, norm, self.dtype, self._dependent)
+        return skinny.rmsnorm_step(batch, norm, self.dtype, self._hopper)
 
     def layernorm_step(self, batch: int):
         norm = self._norm(centred=True)
-        return skinny.layernorm_step(batch, norm, self.dtype, self._dependent)
+        return skinny.layernorm_step(batch, norm, self.dtype, self._hopper)
 
     def projections_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=False)
-        return skinny.projections_step(
-            batch, norm, c.value_dim, c.z_dim, self.dtype, self._dependent
-        )
+        return skinny.projections_step(batch, norm, c.value_dim, c.z_dim, self.dtype, self._hopper)
 
     def attention_partials(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the partial results of ``attention_step``, and of their scales."""
@@ -243,34 +240,32 @@ class GpuKernels:
             c.norm_eps,
             c.num_layers,
             self.dtype,
-            self._dependent,
+            self._hopper,
         )
 
     def attention_combine(self, batch: int):
         c = self.config
         return decode.attention_combine(
-            batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self._dependent
+            batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self._hopper
         )
 
     def wh2_step(self, batch: int):
         c = self.config
-        return skinny.wh2_step(
-            batch, c.value_dim, c.model_dim, c.z_dim, self.dtype, self._dependent
-        )
+        return skinny.wh2_step(batch, c.value_dim, c.model_dim, c.z_dim, self.dtype, self._hopper)
 
     def fc1_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=True)
-        return skinny.fc1_step(batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype, self._dependent)
+        return skinny.fc1_step(batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype, self._hopper)
 
     def fc2_step(self, batch: int):
         c = self.config
         kernel = skinny.fc2_scaled_step if c.rescale_nffn else skinny.fc2_step
-        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype, self._dependent)
+        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype, self._hopper)
 
     def logits_step(self, batch: int):
         c = self.config
-        return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype, self._dependent)
+        return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype, self._hopper)
 
     def sample(self, batch: int):
         return sampling.sample(batch, self.config.num_outputs)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from tvm.script import tirx as T
 
-from ...vector_math import f32, largest
-from ..gate import silu
+from ...vector_math import LOG2E, f32, largest
+from ..elementary import power_of_two, silu
 from ..register_tile import RegisterTile
 from ..tensor_core import TensorTile, both
 from ..vectors import vector_width
@@ -22,9 +22,8 @@ from ..vectors import vector_width
 # Probabilities are written for whole blocks of this many query rows and columns, as far as any of
 # the block's queries sees: the tiles of ``attention`` may then read them without a mask.
 BLOCK = 128
-_LOG2E = 1.4426950408889634
 # The score of a key that must not be seen, and the least peak of a sum: above a hidden score times
-# _LOG2E by so much that its power is zero, however the difference is rounded.
+# LOG2E by so much that its power is zero, however the difference is rounded.
 _HIDDEN, _LEAST_PEAK = -1e30, -1e29
 
 
@@ -52,11 +51,6 @@ def memory_cast(heads: int, z_head: int, v_head: int, layers: int, dtype: str):
             Cast[head, k, column] = T.Cast(dtype, Memory[layer, Slots[0], head, k, column])
 
     return memory_cast
-
-
-def power_of_two(values, index, exponent):
-    """values[index] = 2^exponent, within two units in the last place; zero when it underflows."""
-    return T.ptx["ex2.approx.ftz.f32"](values[index], exponent)
 
 
 class _Rows(NamedTuple):
@@ -158,7 +152,7 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
             peak[0] = T.max(peak[0], peaks(i + 1))
         total[0] = f32(0.0)
         for i in T.serial(count):
-            power_of_two(power, 0, peaks(i) - peak[0])
+            power_of_two(power[0], peaks(i) - peak[0])
             total[0] = total[0] + totals(i) * power[0]
 
     @T.inline
@@ -171,12 +165,12 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
         power = T.alloc_local((1,), "float32")
         for i in T.unroll(thread_rows):
             peak[0] = T.max(
-                largest([sums[i * run_sums + j] for j in range(run_sums)]) * f32(_LOG2E),
+                largest([sums[i * run_sums + j] for j in range(run_sums)]) * f32(LOG2E),
                 f32(_LEAST_PEAK),
             )
             total[0] = f32(0.0)
             for j in T.unroll(run_sums):
-                power_of_two(power, 0, sums[i * run_sums + j] * f32(_LOG2E) - peak[0])
+                power_of_two(power[0], sums[i * run_sums + j] * f32(LOG2E) - peak[0])
                 total[0] = total[0] + power[0]
             shares[0, tile.row(tx, i * tile.runs_of_row), tile.sharer(tx)] = peak[0]
             shares[1, tile.row(tx, i * tile.runs_of_row), tile.sharer(tx)] = total[0]
@@ -221,7 +215,7 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
                 )
                 for j in T.unroll(vector):
                     score = T.meta_var(sums[i * run_sums + part * vector + j])
-                    power_of_two(power, 0, score * f32(_LOG2E) - peak[0])
+                    power_of_two(power[0], score * f32(LOG2E) - peak[0])
                     rounded[j] = T.Cast(dtype, power[0] * total[0])
                 if rows.row0 + place < rows.m and column < chunk:
                     for j in T.vectorized(vector):

@@ -15,8 +15,8 @@ from typing import Any
 from tvm.backend.cuda.lang.pipeline import MBarrier, TMABar
 from tvm.script import tirx as T
 
-from ...vector_math import f32, largest, total
-from ..gate import silu
+from ...vector_math import LOG2E, f32, largest, total
+from ..elementary import power_of_two, silu
 from ..reduce import shuffle_xor
 from . import tile
 from .matmul import CONSUMER_REGISTERS, CONSUMERS, CTAS, LOADER_REGISTERS, TILE_ROWS
@@ -24,7 +24,6 @@ from .pipeline import Ring, accumulate, encode, load, panel_of_stage
 
 # Keys of a tile of scores.
 _KEYS = 128
-_LOG2E = 1.4426950408889634
 _LOWEST = -1e30
 
 
@@ -36,11 +35,6 @@ def supports(z_head: int, v_head: int, chunk: int, dtype: str) -> bool:
         and v_head % tile.PANEL == 0
         and chunk % _KEYS == 0
     )
-
-
-def power_of_two(result, x) -> None:
-    """result = 2^x in one instruction, 0 where that would be denormal."""
-    T.evaluate(T.ptx["ex2.approx.ftz.f32"](result, x))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +183,7 @@ def attention_weights(
                     ) * tile.half_of_word(k[i // 2], i % 2, dtype)
             reference[below] = reference[below] + shuffle_xor(reference[below], 1)
             reference[below] = reference[below] + shuffle_xor(reference[below], 2)
-            reference[below] = reference[below] * f32(_LOG2E)
+            reference[below] = reference[below] * f32(LOG2E)
 
     @T.inline
     def raise_highest(scores, highest):
@@ -248,7 +242,7 @@ def attention_weights(
             score(run, scores, state, window, number, row0, first_row, tx)
             raise_highest(scores, highest)
             for i in T.unroll(owned):
-                power_of_two(scores[i], scores[i] * f32(_LOG2E) - reference[i // 2 % 2])
+                power_of_two(scores[i], scores[i] * f32(LOG2E) - reference[i // 2 % 2])
             write(
                 weights,
                 scores,
@@ -298,8 +292,8 @@ def attention_weights(
         )
         exchange(highest, shared, arrived, rank, row, tx)
         for below in T.unroll(2):
-            if highest[below] * f32(_LOG2E) - reference[below] > f32(limit):
-                reference[below] = highest[below] * f32(_LOG2E)
+            if highest[below] * f32(LOG2E) - reference[below] > f32(limit):
+                reference[below] = highest[below] * f32(LOG2E)
                 again[0] = 1
         decided.arrive(0)
         decided.wait(0, 0)

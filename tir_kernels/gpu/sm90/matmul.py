@@ -11,7 +11,7 @@ import functools
 
 from tvm.script import tirx as T
 
-from ..gate import silu
+from ..elementary import silu
 from . import tile
 from .pipeline import Ring, accumulate, encode, load, panel_of_stage
 
