@@ -30,9 +30,9 @@ _SWITCHES = (
     "share_emb",
 )
 
-# Raised whenever a parameter's or a state tensor's name, shape or meaning changes: libraries,
-# weights and saved sequences must agree.
-FORMAT_VERSION = 1
+# Raised whenever a parameter's or a state tensor's name, shape or meaning changes, or what a
+# library says of itself: libraries, weights and saved sequences must agree.
+FORMAT_VERSION = 2
 
 
 class ConfigError(ValueError):

@@ -69,8 +69,8 @@ def test_weights_of_another_dtype(golden: Path, tiny_model: Model, weights: Path
 
 
 def test_library_of_another_format(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime_library, "FORMAT_VERSION", 2)
-    refusal(LibraryError, ["has format 1", "reads 2", "compile it again"], *tiny_model)
+    monkeypatch.setattr(runtime_library, "FORMAT_VERSION", 3)
+    refusal(LibraryError, ["has format 2", "reads 3", "compile it again"], *tiny_model)
 
 
 def test_missing_instructions(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

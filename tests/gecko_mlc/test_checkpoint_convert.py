@@ -141,7 +141,7 @@ def test_golden_weights(name: str, quantization: str, tmp_path: Path) -> None:
 
     metadata = json.loads((tmp_path / "model" / "tensor-cache.json").read_text())["metadata"]
     assert GeckoConfig.from_dict(metadata["model_config"]) == config
-    assert metadata["quantization"] == quantization and metadata["format_version"] == 1
+    assert metadata["quantization"] == quantization and metadata["format_version"] == 2
 
 
 LOAD = """
