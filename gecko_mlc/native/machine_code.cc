@@ -1,4 +1,4 @@
-// Puts machine code into a compiled module that holds source.
+// Modules that hold machine code made elsewhere, for a library that is exported.
 //
 // TVM without a GPU's runtime library leaves CUDA source in a module and has the machine that loads
 // it compile it. The module made here takes that module's place before a library is exported: the
@@ -60,8 +60,16 @@ ffi::Module WithMachineCode(const ffi::Module& module, const ffi::String& source
       ffi::make_object<MachineCodeModule>(ffi::String(module->kind()), ffi::Bytes(bytes)));
 }
 
+// What a code generator written in Python returns: a module that is saved as ``kind`` and ``bytes``,
+// and runs once `ffi.Module.load_from_bytes.<kind>` has read them.
+ffi::Module BinaryModule(const ffi::String& kind, const ffi::Bytes& bytes) {
+  return ffi::Module(ffi::make_object<MachineCodeModule>(kind, bytes));
+}
+
 TVM_FFI_STATIC_INIT_BLOCK() {
-  ffi::reflection::GlobalDef().def("gecko_mlc.with_machine_code", WithMachineCode);
+  ffi::reflection::GlobalDef()
+      .def("gecko_mlc.with_machine_code", WithMachineCode)
+      .def("gecko_mlc.binary_module", BinaryModule);
 }
 
 }  // namespace gecko_mlc
