@@ -71,7 +71,7 @@ def compile_library(
 
 def _model(config: GeckoConfig, dtype: str, target: CompileTarget) -> Gecko:
     if isinstance(target, CudaTarget):
-        return GpuGecko(config, GpuKernels(config, dtype, target.arch))
+        return GpuGecko(config, GpuKernels(config, dtype, target.unit))
     return Gecko(config, CpuKernels(config, dtype, target.unit, target.cores))
 
 

@@ -10,6 +10,7 @@ import tvm
 from tvm.target import codegen
 
 from gecko_mlc.compile.presets import presets
+from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 from tir_kernels.vector_unit import AVX2, AVX512, NEON, PORTABLE, VectorUnit
 
 # Instruction set extensions that generated code may use; a machine without one must refuse the
@@ -87,6 +88,10 @@ class CudaTarget:
     ptx: str | None = None
 
     tir_pipeline = "tirx"
+
+    @property
+    def unit(self) -> GpuUnit:
+        return SM90A if self.arch == "sm_90a" else SM80
 
     @property
     def tvm_target(self) -> tvm.target.Target:

@@ -21,6 +21,7 @@ from gecko_mlc.reference import Gecko
 from gecko_mlc.runtime.engine import Engine
 from tir_kernels.gpu.kernels import GpuKernels
 from tir_kernels.gpu.sm90 import attention
+from tir_kernels.gpu.unit import SM90A
 
 # The least sizes that Hopper's own products and attention take.
 CONFIG = GeckoConfig(
@@ -55,7 +56,7 @@ def engine(
 
 
 def test_the_sizes_take_the_kernels_for_hopper() -> None:
-    kernels = GpuKernels(CONFIG, "bfloat16", "sm_90a")
+    kernels = GpuKernels(CONFIG, "bfloat16", SM90A)
     assert kernels.attention().same_as(
         attention.attention(2, 64, 64, 128, 128, CONFIG.num_layers, "bfloat16")
     )

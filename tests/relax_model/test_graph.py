@@ -17,6 +17,7 @@ from relax_model.gecko import Gecko
 from relax_model.gpu import GpuGecko
 from tir_kernels.cpu import CpuKernels
 from tir_kernels.gpu.kernels import GpuKernels
+from tir_kernels.gpu.unit import SM80
 from tir_kernels.vector_unit import PORTABLE
 
 SMALL = GeckoConfig(
@@ -53,7 +54,7 @@ def test_parameters_are_what_conversion_writes(name: str, quantization: str, gol
     cpu, dtype = cpu_target(), QUANTIZATIONS[quantization]
     for target, model in (
         (cpu, Gecko(config, CpuKernels(config, dtype, cpu.unit))),
-        (resolve("cuda"), GpuGecko(config, GpuKernels(config, dtype, "sm_80"))),
+        (resolve("cuda"), GpuGecko(config, GpuKernels(config, dtype, SM80))),
     ):
         named = list(model.named_parameters())
         metadata = library_metadata(config, quantization, target, model, named)

@@ -1,4 +1,4 @@
-"""The kernels of one model on a GPU: configuration and architecture to TensorIR functions.
+"""The kernels of one model on a GPU: configuration and what the GPU offers to TensorIR functions.
 
 The counterpart of ``tir_kernels.cpu.CpuKernels`` for ``relax_model.gpu``. ``*_step`` kernels serve
 one decode step of ``batch`` sequences, the others m rows of one sequence. Weights stay as the
@@ -33,18 +33,16 @@ from .sm90 import matmul as sm90_matmul
 if TYPE_CHECKING:
     from gecko_mlc.config import GeckoConfig
 
+    from .unit import GpuUnit
+
 
 @dataclasses.dataclass(frozen=True)
 class GpuKernels:
-    """Kernels for ``config`` with weights, rings and activations of ``dtype``.
-
-    ``arch`` is the least architecture they must run on: sm_80, ..., or sm_90a, whose own tensor
-    core instructions are then used.
-    """
+    """Kernels for ``config`` with weights, rings and activations of ``dtype``, within ``unit``."""
 
     config: GeckoConfig
     dtype: str
-    arch: str
+    unit: GpuUnit
 
     @property
     def projected(self) -> int:
@@ -63,8 +61,8 @@ class GpuKernels:
 
     @property
     def _hopper(self) -> bool:
-        """Whether instructions and launches may be used that only sm_90a has."""
-        return self.arch == "sm_90a"
+        """Whether the tensor core instructions of sm_90a may be used."""
+        return self.unit.tensor_cores == "wgmma"
 
     @property
     def _betas(self) -> tuple[float, float]:
@@ -200,11 +198,13 @@ class GpuKernels:
             c.num_layers,
             batch,
             self.dtype,
-            self._hopper,
+            self.unit.dependent_launch,
         )
 
     def timenorm_step(self, batch: int):
-        return mega_step.timenorm_step(*self._time_norm, batch, self.dtype, self._hopper)
+        return mega_step.timenorm_step(
+            *self._time_norm, batch, self.dtype, self.unit.dependent_launch
+        )
 
     def norms_fused(self, batch: int) -> bool:
         """Whether a step's products normalise their inputs themselves."""
@@ -212,16 +212,18 @@ class GpuKernels:
 
     def rmsnorm_step(self, batch: int):
         norm = self._norm(centred=False)
-        return skinny.rmsnorm_step(batch, norm, self.dtype, self._hopper)
+        return skinny.rmsnorm_step(batch, norm, self.dtype, self.unit.dependent_launch)
 
     def layernorm_step(self, batch: int):
         norm = self._norm(centred=True)
-        return skinny.layernorm_step(batch, norm, self.dtype, self._hopper)
+        return skinny.layernorm_step(batch, norm, self.dtype, self.unit.dependent_launch)
 
     def projections_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=False)
-        return skinny.projections_step(batch, norm, c.value_dim, c.z_dim, self.dtype, self._hopper)
+        return skinny.projections_step(
+            batch, norm, c.value_dim, c.z_dim, self.dtype, self.unit.dependent_launch
+        )
 
     def attention_partials(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the partial results of ``attention_step``, and of their scales."""
@@ -240,32 +242,38 @@ class GpuKernels:
             c.norm_eps,
             c.num_layers,
             self.dtype,
-            self._hopper,
+            self.unit.dependent_launch,
         )
 
     def attention_combine(self, batch: int):
         c = self.config
         return decode.attention_combine(
-            batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self._hopper
+            batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self.unit.dependent_launch
         )
 
     def wh2_step(self, batch: int):
         c = self.config
-        return skinny.wh2_step(batch, c.value_dim, c.model_dim, c.z_dim, self.dtype, self._hopper)
+        return skinny.wh2_step(
+            batch, c.value_dim, c.model_dim, c.z_dim, self.dtype, self.unit.dependent_launch
+        )
 
     def fc1_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=True)
-        return skinny.fc1_step(batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype, self._hopper)
+        return skinny.fc1_step(
+            batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype, self.unit.dependent_launch
+        )
 
     def fc2_step(self, batch: int):
         c = self.config
         kernel = skinny.fc2_scaled_step if c.rescale_nffn else skinny.fc2_step
-        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype, self._hopper)
+        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype, self.unit.dependent_launch)
 
     def logits_step(self, batch: int):
         c = self.config
-        return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype, self._hopper)
+        return skinny.logits_step(
+            batch, c.model_dim, c.num_outputs, self.dtype, self.unit.dependent_launch
+        )
 
     def sample(self, batch: int):
         return sampling.sample(batch, self.config.num_outputs)
