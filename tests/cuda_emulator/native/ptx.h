@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bulk_copy.h"
+#include "cooperative.h"
 #include "cuda_emulator.h"
 #include "mbarrier.h"
 #include "tensor_core.h"

@@ -1,0 +1,101 @@
+"""Tiles of cooperative matrices against NumPy in float64, on the emulated device."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from kernel_runner import DTYPES, assert_near
+from tvm.script import tirx as T
+
+from gpu.gpu_runner import GpuKernel
+from tir_kernels.gpu.cooperative import CooperativeTile
+from tir_kernels.gpu.tensor_core import both
+
+# rows, columns, warps down and across, right operand by depth, stages, depth of a step
+TILES = {
+    "one warp": (32, 64, 1, 1, False, 2, 32),
+    "by depth": (32, 64, 2, 1, True, 2, 16),
+    "one stage": (64, 64, 2, 2, False, 1, 64),
+    "one stage by depth": (64, 128, 1, 2, True, 1, 32),
+    "large": (128, 128, 2, 4, False, 2, 32),
+}
+
+
+@functools.cache
+def _twice(tile: CooperativeTile, n: int, depth: int):
+    """y = start + 2 a b for one tile: a [m, K], b [n, K] or [K, n], start and y [rows, columns]."""
+    by_depth = tile.right_by_depth
+
+    def left(operands, row, step, k):
+        a, _, m = operands
+        inside = both(row < m, step * tile.depth + k < depth)
+        return a, [row, step * tile.depth + k], inside
+
+    def right(operands, column, step, k):
+        b = operands[1]
+        at = step * tile.depth + k
+        inside = both(column < n, at < depth)
+        return b, [at, column] if by_depth else [column, at], inside
+
+    product = tile.product(left, right)
+
+    @T.prim_func(private=True)
+    def twice(a: T.handle, b: T.handle, start: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        m = T.int32()
+        A = T.match_buffer(a, (m, depth), tile.dtype)
+        B = T.match_buffer(b, (depth, n) if by_depth else (n, depth), tile.dtype)
+        Start = T.match_buffer(start, (tile.rows, tile.columns), "float32")
+        Y = T.match_buffer(y, (tile.rows, tile.columns), "float32")
+        T.device_entry()
+        _number = T.cta_id([1])
+        tx = T.thread_id([tile.threads])
+        arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
+        shared = tile.shared(arena)
+        sums = T.alloc_local((tile.accumulators,), "float32")
+        for run in T.unroll(tile.accumulators // tile.width):
+            for j in T.unroll(tile.width):
+                sums[run * tile.width + j] = Start[tile.row(tx, run), tile.column(tx, run) + j]
+        for _i in T.serial(2):
+            product((A, B, m), shared, sums, -(-depth // tile.depth), tx)
+        for run in T.unroll(tile.accumulators // tile.width):
+            for j in T.unroll(tile.width):
+                Y[tile.row(tx, run), tile.column(tx, run) + j] = sums[run * tile.width + j]
+
+    return twice
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("shape", TILES.values(), ids=list(TILES))
+def test_product(shape: tuple[int, int, int, int, bool, int, int], dtype: str) -> None:
+    tile = CooperativeTile(dtype, *shape)
+    depth = 5 * tile.depth - 8
+    m, n = tile.rows - 3, tile.columns - 8
+    rng = np.random.default_rng(depth)
+    a = rng.standard_normal((m, depth)).astype(DTYPES[dtype])
+    b = rng.standard_normal((n, depth)).astype(DTYPES[dtype])
+    start = rng.standard_normal((tile.rows, tile.columns)).astype(np.float32)
+    right = np.ascontiguousarray(b.T) if tile.right_by_depth else b
+    kernel = GpuKernel(_twice(tile, n, depth))
+    y = kernel(a, right, start, np.full((tile.rows, tile.columns), np.nan, np.float32))
+    wanted = start.astype(np.float64)
+    wanted[:m, :n] += 2 * a.astype(np.float64) @ b.astype(np.float64).T
+    assert_near(y, wanted, 1e-6)
+
+
+@pytest.mark.parametrize("shape", TILES.values(), ids=list(TILES))
+def test_places_of_sums(shape: tuple[int, int, int, int, bool, int, int]) -> None:
+    """Each sum has one place, and threads that share a row are numbered."""
+    tile = CooperativeTile("float16", *shape)
+    places: set[tuple[int, int]] = set()
+    sharers: dict[int, list[int]] = {}
+    for tx in range(tile.threads):
+        for run in range(tile.accumulators // tile.width):
+            row, first = tile.row(tx, run), tile.column(tx, run)
+            places |= {(row, first + j) for j in range(tile.width)}
+            sharers.setdefault(row, []).append(tile.sharer(tx))
+    assert places == {(i, j) for i in range(tile.rows) for j in range(tile.columns)}
+    for row in range(tile.rows):
+        assert sorted(sharers[row]) == list(range(tile.sharers))
