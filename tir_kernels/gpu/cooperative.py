@@ -18,6 +18,7 @@ from tvm.script import tirx as T
 
 from .reduce import WARP
 from .tensor_core import CHUNK
+from .unit import GpuUnit
 
 SIZE = 16  # rows and columns of a matrix
 PART = SIZE * SIZE // WARP  # elements of a lane
@@ -81,7 +82,6 @@ class CooperativeTile:
     depth: int = 32
 
     group = CHUNK
-    scope = "shared"
     width = CHUNK
     runs_of_row = 1
 
@@ -111,8 +111,15 @@ class CooperativeTile:
         strips = self.warp_rows * self.warp_columns * SIZE * self._strip_stride
         return 4 * max(self.stages * self._stage, strips)
 
+    def arena(self):
+        return T.alloc_buffer((self.shared_bytes // 4,), "uint32", scope="shared")
+
     def shared(self, arena):
-        return T.decl_buffer((self.shared_bytes // 4,), "uint32", data=arena.data, scope=self.scope)
+        return arena
+
+    def scratch(self, arena, shape: tuple[int, ...]):
+        """Float32 where the operands lie, for use between products."""
+        return T.decl_buffer(shape, "float32", data=arena.data, scope="shared")
 
     def row(self, tx, run):
         at_once = WARP // self._row_lanes
@@ -289,3 +296,29 @@ class CooperativeTile:
             take(shared, sums, matrices, tx)
 
         return product
+
+
+def cooperative_tile(
+    unit: GpuUnit, dtype: str, rows: int, columns: int, right_by_depth: bool
+) -> CooperativeTile:
+    """A tile of about ``rows`` x ``columns`` within the unit's limits.
+
+    Each warp's part is as square as may be: what it reads from shared memory then serves the most
+    products.
+    """
+    warps = 8 if unit.threads >= 8 * WARP else 4
+    splits = [
+        (down, warps // down)
+        for down in (1, 2, 4, 8)
+        if warps % down == 0 and rows % (down * SIZE) == 0 and columns % (warps // down * SIZE) == 0
+    ]
+    down, across = min(splits, key=lambda split: rows // split[0] + columns // split[1])
+    depth = 32 if rows * columns >= 128 * 128 else 64
+    for stages in (2, 1):
+        tile = CooperativeTile(dtype, rows, columns, down, across, right_by_depth, stages, depth)
+        if tile.shared_bytes <= unit.shared:
+            return tile
+    raise ValueError(
+        f"a tile of {rows} x {columns} takes {tile.shared_bytes} bytes of shared memory, "
+        f"the device has {unit.shared}: a target without cooperative matrices is needed"
+    )

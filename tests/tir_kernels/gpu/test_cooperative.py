@@ -10,8 +10,9 @@ from kernel_runner import DTYPES, assert_near
 from tvm.script import tirx as T
 
 from gpu.gpu_runner import GpuKernel
-from tir_kernels.gpu.cooperative import CooperativeTile
+from tir_kernels.gpu.cooperative import CooperativeTile, cooperative_tile
 from tir_kernels.gpu.tensor_core import both
+from tir_kernels.gpu.unit import GpuUnit
 
 # rows, columns, warps down and across, right operand by depth, stages, depth of a step
 TILES = {
@@ -52,8 +53,8 @@ def _twice(tile: CooperativeTile, n: int, depth: int):
         T.device_entry()
         _number = T.cta_id([1])
         tx = T.thread_id([tile.threads])
-        arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
-        shared = tile.shared(arena)
+        arena = T.meta_var(tile.arena())
+        shared = T.meta_var(tile.shared(arena))
         sums = T.alloc_local((tile.accumulators,), "float32")
         for run in T.unroll(tile.accumulators // tile.width):
             for j in T.unroll(tile.width):
@@ -99,3 +100,18 @@ def test_places_of_sums(shape: tuple[int, int, int, int, bool, int, int]) -> Non
     assert places == {(i, j) for i in range(tile.rows) for j in range(tile.columns)}
     for row in range(tile.rows):
         assert sorted(sharers[row]) == list(range(tile.sharers))
+
+
+@pytest.mark.parametrize("by_depth", [False, True])
+@pytest.mark.parametrize("threads, shared", [(1024, 48 << 10), (128, 32 << 10)])
+@pytest.mark.parametrize("rows, columns", [(128, 128), (64, 32), (32, 64)])
+def test_tile_of_unit(rows: int, columns: int, threads: int, shared: int, by_depth: bool) -> None:
+    unit = GpuUnit("cooperative", threads, shared)
+    tile = cooperative_tile(unit, "float16", rows, columns, by_depth)
+    assert (tile.rows, tile.columns, tile.right_by_depth) == (rows, columns, by_depth)
+    assert tile.threads <= threads and tile.shared_bytes <= shared
+
+
+def test_no_room() -> None:
+    with pytest.raises(ValueError, match="16384"):
+        cooperative_tile(GpuUnit("cooperative", 256, 16 << 10), "float16", 128, 128, False)
