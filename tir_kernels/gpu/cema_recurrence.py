@@ -154,6 +154,7 @@ def recurrence(dim: int, modes: int, layers: int, dtype: str):
                 hr[k] = turned
                 emitted[0] = emitted[0] + gr[k] * hr[k] - gi[k] * hi[k]
             reduce(emitted)
+            T.cuda.warp_sync()  # other lanes have read the value that y replaces
             if lane % spread == 0:
                 Tile[block * length + t, lane // spread] = T.Cast(dtype, emitted[0] + value)
         if block == last and c0 + lane // spread < dim:
