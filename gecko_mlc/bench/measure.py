@@ -121,8 +121,7 @@ def run(
         prefill=prefill,
         decode=decode,
         generation=generation,
-        steps=[bench.prefill_step(max(plan.prompts))]
-        + [bench.decode_step(position) for position in plan.positions],
+        steps=[bench.prefill_step(max(plan.prompts))] + bench.decode_steps(),
         products=bench.products,
         memory=bench.memory(found),
     )
@@ -297,12 +296,19 @@ class _Bench:
         costs = self._compiled.prefill_costs(tokens, machine.forward_costs, machine.commit_costs)
         return self._step("prefill", f"{tokens} tokens", action, costs)
 
-    def decode_step(self, position: int) -> results.Step:
-        costs = self._compiled.decode_costs(position, 1, self.machine.decode_costs)
-        action = self._compiled.decode(self._tokens(1), position)
-        if isinstance(self.machine, Cuda):
-            return self._replayed_step(self.machine, position, action, costs)
-        return self._step("decode", f"position {position}", action, costs)
+    def decode_steps(self) -> list[results.Step]:
+        """Every position for one sequence, and for the largest batch where that is larger."""
+        batches = sorted({1, max(self._plan.batches)})
+        return [self._decode_step(at, batch) for batch in batches for at in self._plan.positions]
+
+    def _decode_step(self, position: int, batch: int) -> results.Step:
+        costs = self._compiled.decode_costs(position, batch, self.machine.decode_costs)
+        action = self._compiled.decode(self._tokens(1), position, batch)
+        description = f"position {position}" + (f", batch {batch}" if batch > 1 else "")
+        if not isinstance(self.machine, Cuda):
+            return self._step("decode", description, action, costs)
+        step = self._compiled.generate(self._tokens(self.machine.steps), position, batch)
+        return self._replayed_step(self.machine, description, step, action, costs)
 
     def _step(
         self, function: str, description: str, action: Action, costs: Mapping[str, Cost]
@@ -319,29 +325,32 @@ class _Bench:
         return self._table(function, description, step, kernels, between, bandwidth, costs)
 
     def _replayed_step(
-        self, machine: Cuda, position: int, action: Action, costs: Mapping[str, Cost]
+        self,
+        machine: Cuda,
+        description: str,
+        steps: Action,
+        step: Action,
+        costs: Mapping[str, Cost],
     ) -> results.Step:
-        """A step is a graph: each kernel in a graph of its own calls, so that they add up to it."""
-        self._on_progress(f"kernels of decode, position {position}")
-        tokens = self._tokens(machine.steps)
-        actions = {
-            "step": self._compiled.generate(tokens, position),
-            "read": self._reader.action,
-        }
-        calls = recorded(self._engine, action, machine.operation)
+        """A step is a graph: each kernel in a graph of its own calls, so that they add up to it.
+
+        ``steps`` are as many as the machine times as one, ``step`` is one, kernel by kernel.
+        """
+        self._on_progress(f"kernels of decode, {description}")
+        actions = {"step": steps, "read": self._reader.action}
+        calls = recorded(self._engine, step, machine.operation)
         times = {}
         for name, launches in calls.items():
             graph, times[name] = machine.in_graph(launches)
-            actions[f"kernel {name}"] = Action(graph.run, action.prepare)
+            actions[f"kernel {name}"] = Action(graph.run, step.prepare)
         timings = alternate(actions, self._effort)
         kernels = {
             name: (len(launches), timings[f"kernel {name}"].median / times[name])
             for name, launches in calls.items()
         }
-        step = timings["step"].median / machine.steps
+        seconds = timings["step"].median / machine.steps
         bandwidth = self._reader.bytes / timings["read"].median
-        description = f"position {position}"
-        return self._table("decode", description, step, kernels, None, bandwidth, costs)
+        return self._table("decode", description, seconds, kernels, None, bandwidth, costs)
 
     def _table(
         self,
