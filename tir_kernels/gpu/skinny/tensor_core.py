@@ -191,7 +191,7 @@ def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLau
                     if T.Or(part + 1 < parts, chunk + 1 < chunks):
                         copy_block(Ring, warp, lane, j, W, rows, next_at)
                     T.ptx["cp.async.commit_group"]()
-        T.tvm_storage_sync("warp")
+        T.cuda.warp_sync()  # all lanes are done with the weights that the sums replace
         store_partials(sums, Partial, warp, lane)
         T.tvm_storage_sync("shared")
         finish_all(operands[1], Partial, starts, first, last, tx)
