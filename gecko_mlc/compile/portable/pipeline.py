@@ -10,6 +10,8 @@ from tvm.tirx import compilation_pipeline
 from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.portable.cuda_intrinsics import replace_cuda_intrinsics
 from gecko_mlc.compile.portable.shuffle import lower_shuffles
+from gecko_mlc.compile.portable.static_shared import static_shared_memory
+from gecko_mlc.compile.portable.vectors import split_vectors
 
 PIPELINE = "gecko_mlc.portable"
 
@@ -40,11 +42,13 @@ def portable_pipeline():
     passes = [
         lower_device_entry,
         replace_cuda_intrinsics,
+        static_shared_memory,
         s_tir.transform.UnifyThreadBinding(),
         tirx.transform.StmtSimplify(),
         tirx.transform.LowerTIRxOpaque(),
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
+        split_vectors,
         tirx.transform.VectorizeLoop(),
         tirx.transform.UnrollLoop(),
         tirx.transform.StmtSimplify(),
