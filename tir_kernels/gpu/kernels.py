@@ -122,7 +122,7 @@ class GpuKernels:
     def matmul(self, inputs: int, outputs: int, out_dtype: str):
         if self._wgmma_takes(inputs, outputs):
             return sm90_matmul.matmul(inputs, outputs, self.dtype, out_dtype)
-        return matmul.matmul(inputs, outputs, self.dtype, out_dtype)
+        return matmul.matmul(inputs, outputs, self.dtype, out_dtype, self.unit)
 
     def gated_matmul(self):
         """The product of fc1 and fc3 with its gate, or None: then ``gate`` follows ``matmul``."""
@@ -147,44 +147,47 @@ class GpuKernels:
         )
 
     @property
-    def _prefill_attention(self):
-        """The module with the kernels of prefill's attention."""
+    def _hopper_attention(self) -> bool:
         _, z_head, v_head = self._heads
-        ours = self._hopper and sm90_attention.supports(
-            z_head, v_head, self.config.chunk_size, self.dtype
-        )
-        return sm90_attention if ours else prefill
+        chunk = self.config.chunk_size
+        return self._hopper and sm90_attention.supports(z_head, v_head, chunk, self.dtype)
 
     def attention_weights(self):
         c = self.config
-        kernels = self._prefill_attention
-        return kernels.attention_weights(*self._heads, c.chunk_size, c.num_layers, self.dtype)
+        sizes = *self._heads, c.chunk_size, c.num_layers, self.dtype
+        if self._hopper_attention:
+            return sm90_attention.attention_weights(*sizes)
+        return prefill.attention_weights(*sizes, self.unit)
 
     def memory_cast(self):
-        return prefill.memory_cast(*self._heads, self.config.num_layers, self.dtype)
+        return prefill.memory_cast(*self._heads, self.config.num_layers, self.dtype, self.unit)
 
     def attention(self):
         c = self.config
-        return self._prefill_attention.attention(
-            *self._heads, c.model_dim, c.chunk_size, c.num_layers, self.dtype
-        )
+        sizes = *self._heads, c.model_dim, c.chunk_size, c.num_layers, self.dtype
+        if self._hopper_attention:
+            return sm90_attention.attention(*sizes)
+        return prefill.attention(*sizes, self.unit)
 
     def memory_levels(self):
         heads, z_head, _ = self._heads
         c = self.config
-        return memory.memory_levels(heads, z_head, c.chunk_size, c.num_layers, self.dtype)
+        sizes = heads, z_head, c.chunk_size, c.num_layers
+        return memory.memory_levels(*sizes, self.dtype, self.unit)
 
     def memory_weights(self):
         c = self.config
-        return memory.memory_weights(*self._heads, c.chunk_size, c.num_layers, self.dtype)
+        sizes = *self._heads, c.chunk_size, c.num_layers
+        return memory.memory_weights(*sizes, self.dtype, self.unit)
 
     def memory_overlap(self):
         heads, z_head, _ = self._heads
-        return memory.memory_overlap(heads, z_head, self.config.chunk_size, self.dtype)
+        return memory.memory_overlap(heads, z_head, self.config.chunk_size, self.dtype, self.unit)
 
     def memory_update(self):
         c = self.config
-        return memory.memory_update(*self._heads, c.chunk_size, c.num_layers, self.dtype)
+        sizes = *self._heads, c.chunk_size, c.num_layers
+        return memory.memory_update(*sizes, self.dtype, self.unit)
 
     def timenorm_cema_step(self, batch: int):
         c = self.config

@@ -6,12 +6,13 @@ import functools
 
 from tvm.script import tirx as T
 
-from .register_tile import RegisterTile
 from .tensor_core import CHUNK, TensorTile, both
+from .tiles import Tile, product_tile
+from .unit import GpuUnit
 from .vectors import vector_width
 
 
-def _tile_kernel(tile: TensorTile | RegisterTile, inputs: int, outputs: int, out_dtype: str):
+def _tile_kernel(tile: Tile, inputs: int, outputs: int, out_dtype: str):
     """An inline (A, W, Y, arena, m, number, tx): tile ``number`` of y, those of a column together.
 
     What is read of w then serves all rows from the cache.
@@ -63,17 +64,20 @@ def _tile_kernel(tile: TensorTile | RegisterTile, inputs: int, outputs: int, out
 
 
 @functools.cache
-def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str):
+def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str, unit: GpuUnit):
     """y [m, N] of ``out_dtype``, each element rounded once from a float32 sum.
 
     On tensor cores two CTAs share a multiprocessor; up to 64 rows have tiles so narrow that w is
     read at memory speed.
     """
-    if dtype != "float32" and inputs % CHUNK == 0:
-        large = TensorTile(dtype, 128, 128, warp_rows=2, warp_columns=2, stages=3, depth=64)
-        small = TensorTile(dtype, 64, 32, warp_rows=4, warp_columns=1, stages=8, depth=64)
-        return _matmul(inputs, outputs, dtype, out_dtype, large, small)
-    return _matmul(inputs, outputs, dtype, out_dtype, RegisterTile(), RegisterTile())
+    large, small = (
+        product_tile(unit, dtype, tile, inputs % CHUNK == 0)
+        for tile in (
+            TensorTile(dtype, 128, 128, warp_rows=2, warp_columns=2, stages=3, depth=64),
+            TensorTile(dtype, 64, 32, warp_rows=4, warp_columns=1, stages=8, depth=64),
+        )
+    )
+    return _matmul(inputs, outputs, dtype, out_dtype, large, small)
 
 
 def _matmul(inputs: int, outputs: int, dtype: str, out_dtype: str, large, small):
@@ -102,7 +106,7 @@ def _matmul(inputs: int, outputs: int, dtype: str, out_dtype: str, large, small)
         T.device_entry()
         number = T.cta_id([T.Select(m <= small.rows, tiles(small, m), tiles(large, m))])
         tx = T.thread_id([large.threads])
-        arena = T.alloc_buffer((large.shared_bytes,), "uint8", scope=large.scope)
+        arena = large.arena()
         compute(A, W, Y, arena, m, number, tx)
 
     return matmul

@@ -19,8 +19,9 @@ from tvm.script import tirx as T
 from ..vector_math import f32, largest, total
 from .head_lanes import HeadTransform, head_lanes
 from .reduce import WARP, warp_reduce
-from .register_tile import RegisterTile
 from .tensor_core import CHUNK, TensorTile
+from .tiles import product_tile
+from .unit import GpuUnit
 from .vectors import vector_width
 
 _THREADS = 256
@@ -31,11 +32,12 @@ _POSITIONS = 16  # of one thread: a sector of transposed weights
 
 
 @functools.cache
-def memory_levels(heads: int, z_head: int, chunk: int, layers: int, dtype: str):
+def memory_levels(heads: int, z_head: int, chunk: int, layers: int, dtype: str, unit: GpuUnit):
     """levels [B, 3, S]: max over positions of ak, 1 / sum(e), exp(l - n'); log_norm becomes n'."""
     z_dim = heads * z_head
     width = vector_width(dtype, z_dim)
-    warps = _LEVELS_THREADS // WARP
+    threads = unit.cta(_LEVELS_THREADS)
+    warps = threads // WARP
     vectors = WARP // _LANES  # of one CTA
     groups = warps * _LANES
     within_largest = warp_reduce(largest, _LANES, width)
@@ -121,7 +123,7 @@ def memory_levels(heads: int, z_head: int, chunk: int, layers: int, dtype: str):
         Levels = T.match_buffer(levels, (batch, 3, z_dim), "float32")
         T.device_entry()
         part, b = T.cta_id([-(-z_dim // (width * vectors)), batch])
-        tx = T.thread_id([_LEVELS_THREADS])
+        tx = T.thread_id([threads])
         LogNorm = T.decl_buffer((layers, num_slots, z_dim), "float32", data=Norm.data)
         slot = Slots[b]
         if slot >= 0:
@@ -142,7 +144,9 @@ def memory_levels(heads: int, z_head: int, chunk: int, layers: int, dtype: str):
 
 
 @functools.cache
-def memory_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int, dtype: str):
+def memory_weights(
+    heads: int, z_head: int, v_head: int, chunk: int, layers: int, dtype: str, unit: GpuUnit
+):
     """The products' operands: weights [B, H, zh, C] = e^T, features [B, H, C, zh] = F,
     before [B, H, zh, vh] = M."""
     z_dim = heads * z_head
@@ -152,10 +156,11 @@ def memory_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int
     position_width = vector_width(dtype, _POSITIONS, chunk)
     cast_width = vector_width(dtype, z_dim * v_head)
     read_width = vector_width("float32", cast_width)
+    threads = unit.cta(_THREADS)
     # CTAs of each kind.
-    features_ctas = -(-chunk * heads * lanes // _THREADS)
-    weights_ctas = -(-z_dim // _THREADS) * -(-chunk // _POSITIONS)
-    cast_ctas = -(-z_dim * v_head // (cast_width * _THREADS))
+    features_ctas = -(-chunk * heads * lanes // threads)
+    weights_ctas = -(-z_dim // threads) * -(-chunk // _POSITIONS)
+    cast_ctas = -(-z_dim * v_head // (cast_width * threads))
 
     @T.inline
     def features_of(Keys, Features, layer, slot, b, first, item, tx):
@@ -236,7 +241,7 @@ def memory_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int
         Cast = T.match_buffer(before, (batch, heads, z_head, v_head), dtype)
         T.device_entry()
         part, b = T.cta_id([features_ctas + weights_ctas + cast_ctas, batch])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
         Memory = T.decl_buffer((layers, num_slots, z_dim * v_head), "float32", data=Matrix.data)
         Before = T.decl_buffer((batch, z_dim * v_head), dtype, data=Cast.data)
         slot = Slots[b]
@@ -244,7 +249,7 @@ def memory_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int
             first = T.truncmod(Position[slot], 2 * chunk)
             if part < features_ctas:
                 features_of(
-                    Keys, Features, layer, slot, b, first, (part * _THREADS + tx) // lanes, tx
+                    Keys, Features, layer, slot, b, first, (part * threads + tx) // lanes, tx
                 )
             else:
                 if part < features_ctas + weights_ctas:
@@ -258,7 +263,7 @@ def memory_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int
                         b,
                         first,
                         T.truncmod(tile, -(-chunk // _POSITIONS)) * _POSITIONS,
-                        T.truncdiv(tile, -(-chunk // _POSITIONS)) * _THREADS + tx,
+                        T.truncdiv(tile, -(-chunk // _POSITIONS)) * threads + tx,
                     )
                 else:
                     cast(
@@ -267,26 +272,23 @@ def memory_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int
                         layer,
                         slot,
                         b,
-                        ((part - features_ctas - weights_ctas) * _THREADS + tx) * cast_width,
+                        ((part - features_ctas - weights_ctas) * threads + tx) * cast_width,
                     )
 
     return memory_weights
 
 
-def _on_tensor_cores(dtype: str, z_head: int, v_head: int, chunk: int) -> bool:
+def _aligned(z_head: int, v_head: int, chunk: int) -> bool:
     deep = TensorTile.depth
-    return dtype != "float32" and z_head % deep == 0 and chunk % deep == 0 and v_head % CHUNK == 0
+    return z_head % deep == 0 and chunk % deep == 0 and v_head % CHUNK == 0
 
 
 @functools.cache
-def memory_overlap(heads: int, z_head: int, chunk: int, dtype: str):
+def memory_overlap(heads: int, z_head: int, chunk: int, dtype: str, unit: GpuUnit):
     """overlap [B, H, zh, zh] = -e^T F from weights and features."""
-    tile: TensorTile | RegisterTile
-    if _on_tensor_cores(dtype, z_head, z_head, chunk):
-        # Small tiles: one for each multiprocessor of a large GPU.
-        tile = TensorTile(dtype, 32, 64, warp_rows=1, warp_columns=4, right_by_depth=True, stages=8)
-    else:
-        tile = RegisterTile(right_by_depth=True)
+    # Small tiles: one for each multiprocessor of a large GPU.
+    ptx = TensorTile(dtype, 32, 64, warp_rows=1, warp_columns=4, right_by_depth=True, stages=8)
+    tile = product_tile(unit, dtype, ptx, _aligned(z_head, z_head, chunk))
     vector = vector_width(dtype, tile.width, z_head)
 
     def weight(operands, row, step, k):
@@ -316,7 +318,7 @@ def memory_overlap(heads: int, z_head: int, chunk: int, dtype: str):
             [-(-z_head // tile.columns), -(-z_head // tile.rows), batch * heads]
         )
         tx = T.thread_id([tile.threads])
-        arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
+        arena = tile.arena()
         shared = tile.shared(arena)
         sums = T.alloc_local((tile.accumulators,), "float32")
         rounded = T.alloc_local((vector,), dtype)
@@ -364,18 +366,17 @@ class _Place(NamedTuple):
 
 
 @functools.cache
-def memory_update(heads: int, z_head: int, v_head: int, chunk: int, layers: int, dtype: str):
+def memory_update(
+    heads: int, z_head: int, v_head: int, chunk: int, layers: int, dtype: str, unit: GpuUnit
+):
     """memory [layers, slots, H, zh, vh] becomes M', from what the other kernels made."""
     value_dim = heads * v_head
-    tile: TensorTile | RegisterTile
-    if _on_tensor_cores(dtype, z_head, v_head, chunk):
-        depth = math.gcd(64, z_head, chunk)
-        tile = TensorTile(
-            dtype, 128, 128, warp_rows=2, warp_columns=4, right_by_depth=True,
-            stages=192 // depth, depth=depth,
-        )  # fmt: skip
-    else:
-        tile = RegisterTile(right_by_depth=True)
+    depth = math.gcd(64, z_head, chunk)
+    ptx = TensorTile(
+        dtype, 128, 128, warp_rows=2, warp_columns=4, right_by_depth=True,
+        stages=192 // depth, depth=depth,
+    )  # fmt: skip
+    tile = product_tile(unit, dtype, ptx, _aligned(z_head, v_head, chunk))
     vector = vector_width("float32", tile.width, v_head)
 
     def inside(depth, extent: int):
@@ -454,7 +455,7 @@ def memory_update(heads: int, z_head: int, v_head: int, chunk: int, layers: int,
             [-(-z_head // tile.rows), -(-v_head // tile.columns), batch * heads]
         )
         tx = T.thread_id([tile.threads])
-        arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
+        arena = tile.arena()
         shared = tile.shared(arena)
         sums = T.alloc_local((tile.accumulators,), "float32")
         b: T.int32 = T.truncdiv(item, heads)

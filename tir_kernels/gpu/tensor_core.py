@@ -81,8 +81,16 @@ class TensorTile:
     def shared_bytes(self) -> int:
         return self.stages * self._stage * 2
 
+    def arena(self):
+        """All of the tile's shared memory; to be called once in a kernel's body."""
+        return T.alloc_buffer((self.shared_bytes,), "uint8", scope=self.scope)
+
+    def scratch(self, arena, shape: tuple[int, ...]):
+        """A float32 buffer over ``arena``, for use while no product runs."""
+        return T.decl_buffer(shape, "float32", data=arena.data, scope=self.scope)
+
     def shared(self, arena):
-        """The shared memory of ``product``, over ``arena``: bytes of scope ``scope``."""
+        """The shared memory of ``product``, over ``arena``."""
         return T.decl_buffer(
             (self.stages * self._stage,), self.dtype, data=arena.data, scope=self.scope
         )

@@ -12,7 +12,9 @@ import pytest
 from kernel_runner import DTYPES, assert_near, silu, softmax
 
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import with_units
 from tir_kernels.gpu.attention import prefill
+from tir_kernels.gpu.unit import GpuUnit
 
 LAYERS, SLOTS, LAYER, SLOT = 2, 3, 1, 2
 
@@ -43,19 +45,21 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=list(SHAPES))
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return request.param
+class Kernels:
+    """Prefill's attention for one shape on one unit."""
+
+    def __init__(self, shape: Shape, unit: GpuUnit) -> None:
+        self.shape = shape
+        sizes = shape.heads, shape.z_head, shape.v_head
+        rest = shape.chunk, LAYERS, shape.dtype, unit
+        self.memory_cast = GpuKernel(prefill.memory_cast(*sizes, *rest[1:]))
+        self.weights = GpuKernel(prefill.attention_weights(*sizes, *rest))
+        self.attention = GpuKernel(prefill.attention(*sizes, shape.model_dim, *rest))
 
 
-@pytest.fixture(scope="module")
-def kernels(shape: Shape) -> tuple[GpuKernel, GpuKernel, GpuKernel]:
-    sizes = shape.heads, shape.z_head, shape.v_head
-    return (
-        GpuKernel(prefill.memory_cast(*sizes, LAYERS, shape.dtype)),
-        GpuKernel(prefill.attention_weights(*sizes, shape.chunk, LAYERS, shape.dtype)),
-        GpuKernel(prefill.attention(*sizes, shape.model_dim, shape.chunk, LAYERS, shape.dtype)),
-    )
+@pytest.fixture(scope="module", params=with_units(SHAPES))
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return Kernels(*request.param)
 
 
 def by_head(x: np.ndarray, heads: int) -> np.ndarray:
@@ -69,8 +73,8 @@ def by_head(x: np.ndarray, heads: int) -> np.ndarray:
     [(0.0, 1.0), (0.5, 0.3), (1.0, 1.0), (3.25, 0.75), (2.0, 0.0)],
     ids=["first chunk", "within it", "second chunk", "end of the fourth", "one row"],
 )
-def test_attention(shape: Shape, kernels, begin: float, rows: float) -> None:
-    memory_cast, attention_weights, attention = kernels
+def test_attention(kernels: Kernels, begin: float, rows: float) -> None:
+    shape = kernels.shape
     heads, chunk, dtype = shape.heads, shape.chunk, DTYPES[shape.dtype]
     z_dim, value_dim = heads * shape.z_head, heads * shape.v_head
     rng = np.random.default_rng(chunk)
@@ -98,10 +102,10 @@ def test_attention(shape: Shape, kernels, begin: float, rows: float) -> None:
     slots = np.array([SLOT], np.int32)
     position = np.array([7, 3 * chunk, time], np.int32)
 
-    cast = memory_cast(slots, memory, LAYER, nan(heads, shape.z_head, shape.v_head))
+    cast = kernels.memory_cast(slots, memory, LAYER, nan(heads, shape.z_head, shape.v_head))
     assert np.array_equal(cast, memory[LAYER, SLOT].astype(dtype))
-    weights = attention_weights(queries, slots, position, keys, LAYER, nan(heads, m, 2 * chunk))
-    gated = attention(
+    weights = kernels.weights(queries, slots, position, keys, LAYER, nan(heads, m, 2 * chunk))
+    gated = kernels.attention(
         weights, queries, values, cast, projected, bias, slots, position, LAYER,
         nan(m, value_dim),
     )  # fmt: skip
@@ -117,10 +121,8 @@ def test_attention(shape: Shape, kernels, begin: float, rows: float) -> None:
     )
     index, row = np.arange(len(seen)) - len(before), np.arange(m)[:, None]
     probabilities = softmax(np.where(index > start + row, -np.inf, scores))
-    # What no row of a block sees need not be written.
-    last = start + np.minimum((row // prefill.BLOCK + 1) * prefill.BLOCK, m)
-    unseen = index >= (last + prefill.BLOCK - 1) // prefill.BLOCK * prefill.BLOCK
-    found = np.where(unseen, 0.0, weights[:, :, seen].astype(np.float64))
+    # What no row sees need not be written.
+    found = np.where(index > start + row, 0.0, weights[:, :, seen].astype(np.float64))
     assert_near(found, probabilities, shape.rounding + 1e-6)
     r = projected[:, z_dim : z_dim + value_dim].astype(np.float64) + bias[z_dim : z_dim + value_dim]
     # Beyond here the kernel's own probabilities: their rounding has been judged.

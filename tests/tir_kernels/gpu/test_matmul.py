@@ -7,9 +7,10 @@ import pytest
 from kernel_runner import DTYPES, assert_near
 
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import with_units
 from tir_kernels.gpu.matmul import matmul
 
-# Inputs, outputs, dtype, dtype of the product, rows. A tile is 64 deep on tensor cores, 8 in
+# Inputs, outputs, dtype, dtype of the product, rows. A tile is 64 deep on tensor cores, 16 in
 # registers; rows of a multiple of 8 elements go to tensor cores, where up to 64 rows have a tile of
 # their own size.
 SHAPES = {
@@ -22,10 +23,10 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=list(SHAPES))
-def test_matmul(shape: tuple[int, int, str, str, tuple[int, ...]]) -> None:
-    inputs, outputs, dtype, out_dtype, rows = shape
-    kernel = GpuKernel(matmul(inputs, outputs, dtype, out_dtype))
+@pytest.mark.parametrize("case", with_units(SHAPES))
+def test_matmul(case) -> None:
+    (inputs, outputs, dtype, out_dtype, rows), unit = case
+    kernel = GpuKernel(matmul(inputs, outputs, dtype, out_dtype, unit))
     rng = np.random.default_rng(inputs)
     w = rng.standard_normal((outputs, inputs)).astype(DTYPES[dtype])
     for m in rows:

@@ -8,7 +8,9 @@ from attention_reference import LAYERS, SLOTS, Rings, Shape, commit_reference
 from kernel_runner import DTYPES, assert_near, poisoned
 
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import with_units
 from tir_kernels.gpu import memory
+from tir_kernels.gpu.unit import GpuUnit
 
 IDLE = -1
 SHAPES = {
@@ -22,13 +24,15 @@ SHAPES = {
 class Commit:
     """The four kernels of one layer's update."""
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Shape, unit: GpuUnit) -> None:
         self.shape = shape
         heads, z_head, v_head, chunk = shape.heads, shape.z_head, shape.v_head, shape.chunk
-        whole = heads, z_head, v_head, chunk, LAYERS, shape.dtype
-        self.levels = GpuKernel(memory.memory_levels(heads, z_head, chunk, LAYERS, shape.dtype))
+        whole = heads, z_head, v_head, chunk, LAYERS, shape.dtype, unit
+        self.levels = GpuKernel(
+            memory.memory_levels(heads, z_head, chunk, LAYERS, shape.dtype, unit)
+        )
         self.weights = GpuKernel(memory.memory_weights(*whole))
-        self.overlap = GpuKernel(memory.memory_overlap(heads, z_head, chunk, shape.dtype))
+        self.overlap = GpuKernel(memory.memory_overlap(heads, z_head, chunk, shape.dtype, unit))
         self.update = GpuKernel(memory.memory_update(*whole))
 
     def __call__(self, slots, position, rings, matrix, log_norm, layer):
@@ -54,9 +58,9 @@ class Commit:
         return after, norm
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=list(SHAPES))
+@pytest.fixture(scope="module", params=with_units(SHAPES))
 def commit(request: pytest.FixtureRequest) -> Commit:
-    return Commit(request.param)
+    return Commit(*request.param)
 
 
 @pytest.mark.parametrize("level", [-np.inf, -3.0, 4.0, 200.0])

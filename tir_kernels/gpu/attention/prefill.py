@@ -15,26 +15,30 @@ from tvm.script import tirx as T
 
 from ...vector_math import LOG2E, f32, largest
 from ..elementary import power_of_two, silu
-from ..register_tile import RegisterTile
 from ..tensor_core import TensorTile, both
+from ..tiles import product_tile
+from ..unit import GpuUnit
 from ..vectors import vector_width
 
-# Probabilities are written for whole blocks of this many query rows and columns, as far as any of
-# the block's queries sees: the tiles of ``attention`` may then read them without a mask.
-BLOCK = 128
 # The score of a key that must not be seen, and the least peak of a sum: above a hidden score times
 # LOG2E by so much that its power is zero, however the difference is rounded.
 _HIDDEN, _LEAST_PEAK = -1e30, -1e29
 
 
-def _on_tensor_cores(dtype: str, z_head: int, v_head: int, chunk: int) -> bool:
-    return dtype != "float32" and z_head % 32 == 0 and v_head % 8 == 0 and chunk % BLOCK == 0
+def _tile(
+    unit: GpuUnit, dtype: str, z_head: int, v_head: int, chunk: int, right_by_depth: bool = False
+):
+    """Of either kernel: probabilities are written for whole tiles, as far as any of a tile's
+    queries sees, and tiles of the same rows may then read them without a mask."""
+    ptx = TensorTile(dtype, 128, 128, 2, 2, right_by_depth, stages=3, depth=64)
+    aligned = z_head % 32 == 0 and v_head % 8 == 0 and chunk % ptx.columns == 0
+    return product_tile(unit, dtype, ptx, aligned)
 
 
 @functools.cache
-def memory_cast(heads: int, z_head: int, v_head: int, layers: int, dtype: str):
+def memory_cast(heads: int, z_head: int, v_head: int, layers: int, dtype: str, unit: GpuUnit):
     """A slot's memory [H, zh, vh] in the dtype of the products."""
-    threads = 256
+    threads = unit.cta(256)
 
     @T.prim_func(private=True)
     def memory_cast(slots: T.handle, memory: T.handle, layer: T.int64, cast: T.handle):
@@ -80,28 +84,27 @@ class _Scores(NamedTuple):
     """A block of keys for a CTA's queries."""
 
     rows: _Rows
-    keys: Any
+    keys: Any  # [layers * slots, 2C, S]
+    ring: Any
     kind: Any  # which of the queries: 0 for keys of the own chunk, 1 for the previous one's
     base: Any  # the ring row of that chunk's first key
     first: Any  # the block's first key, counted from there
 
 
 @functools.cache
-def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: int, dtype: str):
+def attention_weights(
+    heads: int, z_head: int, v_head: int, chunk: int, layers: int, dtype: str, unit: GpuUnit
+):
     """Softmax probabilities [H, m, 2C] of queries [3, m, S]; zero where masked, up to the frontier.
 
     One kernel computes the scores and sums their exponentials over each block of keys, a second one
     computes the scores again and writes: twice a product is less than scores written and read.
     """
     z_dim = heads * z_head
-    tile: TensorTile | RegisterTile
-    if _on_tensor_cores(dtype, z_head, v_head, chunk):
-        tile = TensorTile(dtype, BLOCK, BLOCK, warp_rows=2, warp_columns=2, stages=3, depth=64)
-    else:
-        tile = RegisterTile()
+    tile = _tile(unit, dtype, z_head, v_head, chunk)
     vector = vector_width(dtype, tile.width, chunk)
     steps = -(-z_head // tile.depth)
-    chunk_blocks = -(-chunk // BLOCK)
+    chunk_blocks = -(-chunk // tile.columns)
     run_sums = tile.width * tile.runs_of_row
     thread_rows = tile.accumulators // run_sums
 
@@ -118,8 +121,7 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
         rows = scores.rows
         depth = step * tile.depth + k
         ring_row = scores.base + T.min(scores.first + column, chunk - 1)
-        indices = [rows.layer, rows.slot, ring_row, rows.head * z_head + depth]
-        return scores.keys, indices, within(depth)
+        return scores.keys, [scores.ring, ring_row, rows.head * z_head + depth], within(depth)
 
     product = tile.product(query, key)
 
@@ -134,7 +136,7 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
             T.Select(scores.kind == 0, scores.rows.start + scores.rows.row0, chunk - 1)
             - scores.first
         )
-        if last < BLOCK - 1:
+        if last < tile.columns - 1:
             for i in T.unroll(thread_rows):
                 further = T.meta_var((1 - scores.kind) * tile.row(tx, i * tile.runs_of_row))
                 for j in T.unroll(run_sums):
@@ -158,8 +160,7 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
     @T.inline
     def sums_of_block(scores, partial, weights, arena, number, blocks, sums, tx):
         """Each row's sum over this block, from what each thread has of it."""
-        shape = T.meta_var((2, BLOCK, tile.sharers))
-        shares = T.decl_buffer(shape, "float32", data=arena.data, scope=tile.scope)
+        shares = tile.scratch(arena, (2, tile.rows, tile.sharers))
         peak = T.alloc_local((1,), "float32")
         total = T.alloc_local((1,), "float32")
         power = T.alloc_local((1,), "float32")
@@ -176,7 +177,7 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
             shares[1, tile.row(tx, i * tile.runs_of_row), tile.sharer(tx)] = total[0]
         T.tvm_storage_sync("shared")
         row: T.int32 = scores.rows.row0 + tx
-        if tx < BLOCK and row < scores.rows.m:
+        if tx < tile.rows and row < scores.rows.m:
             combine(
                 lambda i: shares[0, tx, i], lambda i: shares[1, tx, i], tile.sharers, peak, total
             )
@@ -187,12 +188,12 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
     def probabilities(scores, partial, weights, arena, number, blocks, sums, tx):
         """Each row's sum over all its blocks; the block's probabilities."""
         rows = T.meta_var(scores.rows)
-        shared_rows = T.decl_buffer((2, BLOCK), "float32", data=arena.data, scope=tile.scope)
+        shared_rows = tile.scratch(arena, (2, tile.rows))
         peak = T.alloc_local((1,), "float32")
         total = T.alloc_local((1,), "float32")
         power = T.alloc_local((1,), "float32")
         rounded = T.alloc_local((vector,), dtype)
-        if tx < BLOCK:
+        if tx < tile.rows:
             row: T.int32 = T.min(rows.row0 + tx, rows.m - 1)
             combine(
                 lambda i: partial[0, rows.head, i, row],
@@ -226,23 +227,25 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
 
         @T.inline
         def run(
-            Queries, Slots, Position, Keys, Partial, Weights, layer, number, row_tile, head, m, tx
+            Queries, Slots, Position, Rings, Partial, Weights, layer, number, row_tile, head, m, tx
         ):
             slot: T.int32 = Slots[0]
+            # In a variable: what the host multiplied would hide how addresses are aligned.
+            ring: T.int64 = layer * Position.shape[0] + T.Cast("int64", slot)
             start: T.int32 = Position[slot] % chunk
             own_row: T.int32 = Position[slot] % (2 * chunk) - start
             previous: T.int32 = T.Select(Position[slot] >= chunk, chunk_blocks, 0)
             rows = T.meta_var(
-                _Rows(Queries, layer, slot, head, row_tile * BLOCK, m, start, own_row, previous)
+                _Rows(Queries, layer, slot, head, row_tile * tile.rows, m, start, own_row, previous)
             )
-            blocks: T.int32 = previous + T.ceildiv(rows.seen(BLOCK, chunk), BLOCK)
+            blocks: T.int32 = previous + T.ceildiv(rows.seen(tile.rows, chunk), tile.columns)
             if number < blocks:
-                half = T.meta_var(rows.half(number, BLOCK))
+                half = T.meta_var(rows.half(number, tile.columns))
                 kind: T.int32 = T.Select(half[0], 0, 1)
                 first: T.int32 = half[1]
                 base: T.int32 = T.Select(half[0], own_row, chunk - own_row)
-                scores = T.meta_var(_Scores(rows, Keys, kind, base, first))
-                arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
+                scores = T.meta_var(_Scores(rows, Rings, ring, kind, base, first))
+                arena = tile.arena()
                 shared = tile.shared(arena)
                 sums = T.alloc_local((tile.accumulators,), "float32")
                 compute(scores, shared, sums, tx)
@@ -269,30 +272,38 @@ def attention_weights(heads: int, z_head: int, v_head: int, chunk: int, layers: 
         Position = T.match_buffer(position, (num_slots,), "int32")
         Keys = T.match_buffer(keys, (layers, num_slots, 2 * chunk, z_dim), dtype)
         Weights = T.match_buffer(weights, (heads, m, 2 * chunk), dtype)
+        Rings = T.decl_buffer((layers * num_slots, 2 * chunk, z_dim), dtype, data=Keys.data)
         Partial = T.alloc_buffer((2, heads, 2 * chunk_blocks, m), "float32")
         with (
             T.launch_thread("blockIdx.x", 2 * chunk_blocks) as number,
-            T.launch_thread("blockIdx.y", T.ceildiv(m, BLOCK)) as row_tile,
+            T.launch_thread("blockIdx.y", T.ceildiv(m, tile.rows)) as row_tile,
             T.launch_thread("blockIdx.z", heads) as head,
             T.launch_thread("threadIdx.x", tile.threads) as tx,
         ):
             place = T.meta_var((layer, number, row_tile, head, m, tx))
-            sum_up(Queries, Slots, Position, Keys, Partial, Weights, *place)
+            sum_up(Queries, Slots, Position, Rings, Partial, Weights, *place)
         with (
             T.launch_thread("blockIdx.x", 2 * chunk_blocks) as number,
-            T.launch_thread("blockIdx.y", T.ceildiv(m, BLOCK)) as row_tile,
+            T.launch_thread("blockIdx.y", T.ceildiv(m, tile.rows)) as row_tile,
             T.launch_thread("blockIdx.z", heads) as head,
             T.launch_thread("threadIdx.x", tile.threads) as tx,
         ):
             place = T.meta_var((layer, number, row_tile, head, m, tx))
-            write(Queries, Slots, Position, Keys, Partial, Weights, *place)
+            write(Queries, Slots, Position, Rings, Partial, Weights, *place)
 
     return attention_weights
 
 
 @functools.cache
 def attention(
-    heads: int, z_head: int, v_head: int, model_dim: int, chunk: int, layers: int, dtype: str
+    heads: int,
+    z_head: int,
+    v_head: int,
+    model_dim: int,
+    chunk: int,
+    layers: int,
+    dtype: str,
+    unit: GpuUnit,
 ):
     """gated [m, E] = silu(r) * (weights @ values) + features @ memory.
 
@@ -301,11 +312,7 @@ def attention(
     """
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
-    tile: TensorTile | RegisterTile
-    if _on_tensor_cores(dtype, z_head, v_head, chunk):
-        tile = TensorTile(dtype, 128, 128, 2, 2, right_by_depth=True, stages=3, depth=64)
-    else:
-        tile = RegisterTile(right_by_depth=True)
+    tile = _tile(unit, dtype, z_head, v_head, chunk, right_by_depth=True)
     vector = vector_width(dtype, tile.width, v_head, z_dim, columns)
     chunk_steps = -(-chunk // tile.depth)
     run_sums = tile.width * tile.runs_of_row
@@ -412,7 +419,7 @@ def attention(
             [T.ceildiv(v_head, tile.columns), T.ceildiv(m, tile.rows), heads]
         )
         tx = T.thread_id([tile.threads])
-        arena = T.alloc_buffer((tile.shared_bytes,), "uint8", scope=tile.scope)
+        arena = tile.arena()
         shared = tile.shared(arena)
         sums = T.alloc_local((tile.accumulators,), "float32")
         slot: T.int32 = Slots[0]

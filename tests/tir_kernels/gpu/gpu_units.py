@@ -1,0 +1,21 @@
+"""The GPUs that kernels are tested for: NVIDIA since sm_80, the least there is, a large one."""
+
+from __future__ import annotations
+
+import pytest
+
+from tir_kernels.gpu.unit import SM80, GpuUnit
+
+LEAST = GpuUnit(None, threads=128, shared=16 * 1024)
+LARGE = GpuUnit(None, threads=1024, shared=48 * 1024)
+
+UNITS = {"sm_80": SM80, "least": LEAST, "large": LARGE}
+
+
+def with_units(cases: dict, units: dict[str, GpuUnit] = UNITS) -> list:
+    """Parameters (case, unit): each of ``cases`` with each of ``units``."""
+    return [
+        pytest.param((case, unit), id=f"{name}, {kind}")
+        for name, case in cases.items()
+        for kind, unit in units.items()
+    ]

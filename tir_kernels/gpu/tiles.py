@@ -1,0 +1,21 @@
+"""Which tile a matrix product has on a GPU."""
+
+from __future__ import annotations
+
+from .register_tile import RegisterTile
+from .tensor_core import TensorTile
+from .unit import GpuUnit
+
+Tile = TensorTile | RegisterTile
+
+
+def product_tile(unit: GpuUnit, dtype: str, ptx: TensorTile, aligned: bool) -> Tile:
+    """A tile for operands of ``dtype``; ``ptx`` is the one for PTX's tensor cores.
+
+    ``aligned``: every eight elements of an operand that a tile may ask for begin at a multiple of
+    eight, and none of them or all exist. Without that, and in float32, no tensor core serves.
+    """
+    if unit.ptx and aligned and dtype != "float32":
+        return ptx
+    group = (4 if dtype == "float32" else 8) if aligned else 1
+    return RegisterTile(dtype, min(256, unit.threads), group, ptx.right_by_depth)
