@@ -36,7 +36,7 @@ class _Residual:
 
 class GpuGecko(Gecko):
     """Exported functions: prefill, score, commit, reset, get_slot, set_slot as in ``Gecko``;
-    decode_B and step_B for each batch size B; prefill_cublaslt and score_cublaslt.
+    decode_B and step_B for each batch size B; on NVIDIA's GPUs prefill_cublaslt and score_cublaslt.
     """
 
     # A batch in between runs in the next larger one with idle rows.
@@ -474,9 +474,10 @@ class GpuGecko(Gecko):
         shared = super().module_spec()
         del shared["decode"]
         state = state_spec(self.config, self.kernels.dtype)
-        for name in ("prefill", "score"):
-            # Each function uses its description up.
-            shared[f"{name}_cublaslt"] = dict(shared[name])
+        if self.kernels.unit.ptx:
+            for name in ("prefill", "score"):
+                # Each function uses its description up.
+                shared[f"{name}_cublaslt"] = dict(shared[name])
         for batch in self.batches:
             rows = spec.Tensor([batch], "int32")
             packed = {"param_mode": "packed", "effect_mode": "none"}

@@ -12,10 +12,11 @@ import tvm
 from tvm import relax
 
 from gecko_mlc.compile import CompileError
+from gecko_mlc.compile.gpu_targets import CudaTarget
 from gecko_mlc.compile.machine_code import replace_source, source_kept
 from gecko_mlc.compile.nvcc import compile_cuda, find_nvcc
 from gecko_mlc.compile.pipeline import pipeline
-from gecko_mlc.compile.targets import CompileTarget, CudaTarget
+from gecko_mlc.compile.targets import CompileTarget
 
 
 def check_tools(target: CompileTarget) -> None:
@@ -34,12 +35,12 @@ def build(module: tvm.IRModule, target: CompileTarget, dump: Path | None = None)
 
     ``dump`` is a folder for the module after every pass, and for a GPU's source and report.
     """
-    options = {"relax.backend.use_cuda_graph": isinstance(target, CudaTarget)}
+    options = {"relax.backend.use_cuda_graph": target.graphs is not None}
     with target.tvm_target, tvm.transform.PassContext(config=options), source_kept():
         executable = relax.build(
             module,
             target.tvm_target,
-            relax_pipeline=pipeline(dump),
+            relax_pipeline=pipeline(dump, target.graphs),
             tir_pipeline=target.tir_pipeline,
         )
     if isinstance(target, CudaTarget):

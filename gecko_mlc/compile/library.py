@@ -16,7 +16,7 @@ from tvm.relax.frontend import nn
 import gecko_mlc
 from gecko_mlc.checkpoint.mapping import QUANTIZATIONS
 from gecko_mlc.compile.build import build, check_tools, export
-from gecko_mlc.compile.targets import CompileTarget, CudaTarget
+from gecko_mlc.compile.targets import CompileTarget, CpuTarget
 from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
 from relax_model.gecko import Gecko
 from relax_model.gpu import GpuGecko
@@ -70,9 +70,9 @@ def compile_library(
 
 
 def _model(config: GeckoConfig, dtype: str, target: CompileTarget) -> Gecko:
-    if isinstance(target, CudaTarget):
-        return GpuGecko(config, GpuKernels(config, dtype, target.unit))
-    return Gecko(config, CpuKernels(config, dtype, target.unit, target.cores))
+    if isinstance(target, CpuTarget):
+        return Gecko(config, CpuKernels(config, dtype, target.unit, target.cores))
+    return GpuGecko(config, GpuKernels(config, dtype, target.unit))
 
 
 def _packing(kernels: CpuKernels) -> tvm.IRModule:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from gecko_mlc.compile import CompileError
-from gecko_mlc.compile.targets import CudaTarget
+from gecko_mlc.compile.gpu_targets import CudaTarget
 from gecko_mlc.runtime.cuda import nvidia_packages
 
 

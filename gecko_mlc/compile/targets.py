@@ -9,8 +9,8 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
+from gecko_mlc.compile.gpu_targets import GpuTarget, architecture, gpu_target
 from gecko_mlc.compile.presets import presets
-from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 from tir_kernels.vector_unit import AVX2, AVX512, NEON, PORTABLE, VectorUnit
 
 # Instruction set extensions that generated code may use; a machine without one must refuse the
@@ -44,6 +44,7 @@ class CpuTarget:
 
     # How TVM lowers kernels for it.
     tir_pipeline = "default"
+    graphs = None
 
     @property
     def cores(self) -> int:
@@ -57,7 +58,7 @@ class CpuTarget:
     @property
     def architecture(self) -> str:
         """The processor family: x86_64, aarch64, ..."""
-        return _architecture(self.options.get("mtriple"))
+        return architecture(self.options.get("mtriple"))
 
     @property
     def summary(self) -> str:
@@ -74,59 +75,26 @@ class CpuTarget:
         }
 
 
-@dataclasses.dataclass(frozen=True)
-class CudaTarget:
-    """A named CUDA target. Kernels are written for the GPU architecture ``arch`` (sm_80, ...).
-
-    The library holds machine code for each of ``machine_code`` and, where ``ptx`` names an
-    architecture (compute_90), what a driver compiles for any GPU from that one on.
-    """
-
-    name: str
-    arch: str
-    machine_code: tuple[str, ...]
-    ptx: str | None = None
-
-    tir_pipeline = "tirx"
-
-    @property
-    def unit(self) -> GpuUnit:
-        return SM90A if self.arch == "sm_90a" else SM80
-
-    @property
-    def tvm_target(self) -> tvm.target.Target:
-        return tvm.target.Target({"kind": "cuda", "arch": self.arch}, host="llvm")
-
-    @property
-    def summary(self) -> str:
-        ptx = [f"PTX {self.ptx}"] if self.ptx else []
-        return ", ".join([*self.machine_code, *ptx])
-
-    def describe(self) -> dict[str, Any]:
-        """What a library says of its target; ``architecture`` is that of the host's processor."""
-        return {
-            "name": self.name,
-            "architecture": _architecture(),
-            "threads": None,
-            "options": {"kind": "cuda", "arch": self.arch},
-            "machine_code": list(self.machine_code),
-            "ptx": self.ptx,
-        }
-
-
-CompileTarget = CpuTarget | CudaTarget
+CompileTarget = CpuTarget | GpuTarget
 
 
 def resolve(name: str, mcpu: str | None = None, threads: int | None = None) -> CompileTarget:
-    """The target a preset's name means; ``mcpu`` and ``threads`` are for CPU targets."""
-    preset = _preset(name)
+    """The target a preset's name means; ``mcpu`` and ``threads`` are for CPU targets.
+
+    A target whose limits are read from a device may name one of several: vulkan-from-device:1.
+    """
+    preset_name, _, device = name.partition(":")
+    preset = _preset(preset_name)
+    if device and not (preset.get("from_device") and device.isdecimal()):
+        raise TargetError(
+            f"no target {name!r}: {preset_name} is a target, and a number of a device follows only "
+            "on one whose limits are read from a device"
+        )
     if preset["kind"] == "llvm":
         return cpu_target(name, mcpu, threads)
     if mcpu is not None or threads is not None:
         raise TargetError(f"target {name!r} is a GPU: processor and threads are for CPU targets")
-    return CudaTarget(
-        name, preset["arch"], tuple(preset.get("machine_code", [preset["arch"]])), preset.get("ptx")
-    )
+    return gpu_target(name, preset, int(device or 0))
 
 
 def cpu_target(name: str = "cpu", mcpu: str | None = None, threads: int | None = None) -> CpuTarget:
@@ -164,7 +132,3 @@ def _preset(name: str) -> dict[str, Any]:
     if name not in known:
         raise TargetError(f"no target {name!r}; there are {', '.join(known)}")
     return known[name]
-
-
-def _architecture(triple: str | None = None) -> str:
-    return (triple or codegen.llvm_get_system_triple()).split("-")[0]

@@ -18,9 +18,10 @@ from gecko_mlc.checkpoint import write_chat_config
 from gecko_mlc.cli import main
 from gecko_mlc.compile import CompileError, nvcc
 from gecko_mlc.compile.build import build, export
+from gecko_mlc.compile.gpu_targets import CudaTarget
 from gecko_mlc.compile.library import with_metadata
 from gecko_mlc.compile.machine_code import source_kept
-from gecko_mlc.compile.targets import CudaTarget, TargetError, resolve
+from gecko_mlc.compile.targets import TargetError, resolve
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime import cuda
 from gecko_mlc.runtime.library import Library, LibraryError

@@ -8,8 +8,8 @@ from pathlib import Path
 import tvm
 
 from gecko_mlc.compile import nvcc
-from gecko_mlc.compile.machine_code import source_kept
 from gecko_mlc.compile.gpu_targets import CudaTarget
+from gecko_mlc.compile.machine_code import source_kept
 from gecko_mlc.compile.targets import resolve
 from tir_kernels.gpu.sm90.attention import attention, attention_weights
 from tir_kernels.gpu.sm90.matmul import gated_matmul, matmul
