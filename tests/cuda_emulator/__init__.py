@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import functools
-import hashlib
-import os
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +13,12 @@ import pytest
 import tvm
 import tvm_ffi
 
+from cuda_emulator import native_build
 from cuda_emulator.translate import translate
 
 ORDERS = ("forward", "reverse", "shuffled")
 
 _NATIVE = Path(__file__).parent / "native"
-_COMPILER = ["g++", "-std=c++17", "-fPIC", "-pthread"]
 _DRIVER = [
     "bulk_copy.cpp",
     "dependent_launch.cpp",
@@ -73,7 +69,7 @@ def compile_kernels(source: str) -> bytes:
     folder = _build()
     with tempfile.TemporaryDirectory() as scratch:
         library = Path(scratch) / "kernels.so"
-        _run(
+        native_build.run(
             [*_KERNEL_OPTIONS, "-shared", f"-I{folder}", "-x", "c++", "-", "-o", str(library)],
             folder,
             translate(source),
@@ -97,40 +93,20 @@ def _driver() -> ctypes.CDLL:
     return driver
 
 
-def _run(command: list[str], folder: Path, source: str | None = None) -> None:
-    result = subprocess.run(
-        [*_COMPILER, *command], cwd=folder, input=source, capture_output=True, text=True
-    )
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
-
-
 @functools.cache
 def _build() -> Path:
     """The folder of the libraries and the kernels' header, made once on a machine."""
-    version = hashlib.sha256(" ".join([*_COMPILER, *_KERNEL_OPTIONS]).encode())
-    for file in sorted(_NATIVE.iterdir()):
-        version.update(file.read_bytes())
-    name = f"gecko-mlc-cuda-emulator-{os.getuid()}-{version.hexdigest()[:16]}"
-    folder = Path(tempfile.gettempdir()) / name
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        done = folder / "done"
-        if not done.exists():
-            _build_libraries(folder)
-            _run([*_KERNEL_OPTIONS, str(_NATIVE / "ptx.h"), "-o", "ptx.h.gch"], folder)
-            done.touch()
-    return folder
+    return native_build.folder("cuda-emulator", _NATIVE.iterdir(), _KERNEL_OPTIONS, _make)
 
 
-def _build_libraries(folder: Path) -> None:
+def _make(folder: Path) -> None:
+    run = native_build.run
     options = ["-O3", "-shared"]
     driver = [str(_NATIVE / file) for file in _DRIVER]
-    _run([*options, "-Wl,-soname,libcuda.so.1", *driver, "-ldl", "-o", "libcuda.so.1"], folder)
+    run([*options, "-Wl,-soname,libcuda.so.1", *driver, "-ldl", "-o", "libcuda.so.1"], folder)
     script = f"-Wl,--version-script,{_NATIVE / 'runtime.version'}"
     runtime = [str(_NATIVE / "runtime.cpp"), "libcuda.so.1"]
-    _run(
-        [*options, "-Wl,-soname,libcudart.so.13", script, *runtime, "-o", "libcudart.so.13"],
-        folder,
+    run(
+        [*options, "-Wl,-soname,libcudart.so.13", script, *runtime, "-o", "libcudart.so.13"], folder
     )
+    run([*_KERNEL_OPTIONS, str(_NATIVE / "ptx.h"), "-o", "ptx.h.gch"], folder)

@@ -1,0 +1,44 @@
+"""The portable pipeline, with what TVM's Metal printer needs at its end."""
+
+from __future__ import annotations
+
+import tvm
+from tvm import tirx
+from tvm.tirx import compilation_pipeline
+
+from gecko_mlc.compile.metal.alignment import show_alignment
+from gecko_mlc.compile.metal.functions import replace_functions
+from gecko_mlc.compile.metal.limits import check_limits
+from gecko_mlc.compile.metal.literals import exact_literals
+from gecko_mlc.compile.metal.names import rename_reserved
+from gecko_mlc.compile.metal.registers import scalar_registers
+from gecko_mlc.compile.portable.pipeline import portable_pipeline
+
+PIPELINE = "gecko_mlc.metal"
+
+
+def metal_pipeline():
+    """What TVM asks of a TIR pipeline: its pass, and the passes that end a host's and a device's
+    module.
+    """
+    passes, host, finalize_device = portable_pipeline()
+
+    def device():
+        return tvm.transform.Sequential(
+            [
+                # The runtime compiles MSL 2.3, which has no bfloat: its bits are integers.
+                tirx.transform.BF16StorageLegalize(),
+                finalize_device(),
+                replace_functions,
+                scalar_registers,
+                show_alignment,
+                exact_literals,
+                rename_reserved,
+                check_limits,
+            ]
+        )
+
+    return passes, host, device
+
+
+compilation_pipeline.register_tir_pipeline(PIPELINE, metal_pipeline)
