@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,10 @@ import tvm
 from tvm.runtime import vm
 
 from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
-from gecko_mlc.runtime import cuda, machine
+from gecko_mlc.runtime import cuda, machine, vulkan
 
 # The device that code of a TVM target kind runs on.
-_DEVICES = {"llvm": "cpu", "cuda": "cuda"}
+_DEVICES = {"llvm": "cpu", "cuda": "cuda", "vulkan": "vulkan", "metal": "metal"}
 # A mode of TVM's thread pool.
 _ONE_CORE_PER_THREAD = -2
 
@@ -40,13 +42,13 @@ class Library:
             )
         try:
             # An absolute path: the loader looks up a bare name in the system's folders instead.
-            module = tvm.runtime.load_module(str(self.path.resolve()))
-            self._vm = vm.VirtualMachine(module, self.device)
+            self._module = tvm.runtime.load_module(str(self.path.resolve()))
+            self._vm = vm.VirtualMachine(self._module, self.device)
             self.metadata: dict[str, Any] = json.loads(str(self._vm["_metadata"]()))
         except (RuntimeError, AttributeError, ValueError, OSError) as error:
-            if "load_from_bytes.cuda" in str(error):
+            if kind := re.search(r"load_from_bytes\.(cuda|vulkan|metal)", str(error)):
                 raise LibraryError(
-                    f"{self.path} is compiled for a GPU: wanted device cuda"
+                    f"{self.path} is compiled for a GPU: wanted device {kind[1]}"
                 ) from error
             raise LibraryError(f"{self.path} is no library of gecko-mlc: {error}") from error
         self._check_format()
@@ -104,7 +106,9 @@ class Library:
             )
         if kind == "cuda":
             self._check_gpu(target, cuda.capability(index))
-        else:
+        elif kind == "vulkan":
+            self._check_vulkan(target, index)
+        elif kind == "cpu":
             self._check_processor(target)
 
     def _check_gpu(self, target: dict[str, Any], gpu: tuple[int, int]) -> None:
@@ -114,6 +118,14 @@ class Library:
                 f"{', '.join(target['machine_code'])}, this GPU has compute capability "
                 f"{gpu[0]}.{gpu[1]}; --target cuda compiles for all from 8.0 on"
             )
+
+    def _check_vulkan(self, target: dict[str, Any], index: int) -> None:
+        for module in _imported(self._module):
+            if module.kind == "vulkan":
+                try:
+                    module["check_device"](index)
+                except RuntimeError as error:
+                    raise LibraryError(f"{self.path} (target {target['name']}): {error}") from error
 
     def _check_processor(self, target: dict[str, Any]) -> None:
         extensions = machine.extensions()
@@ -147,12 +159,22 @@ def _device(name: str):
         kind, index = _kind_and_index(name)
         if kind == "cuda":
             cuda.load_runtime()
+        elif kind == "vulkan":
+            vulkan.load_runtime()
+            vulkan.describe(index)
         device = tvm.runtime.device(kind, index)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise LibraryError(f"no device {name!r}: {error}") from error
     if not device.exist:
         raise LibraryError(f"device {name!r} is not there; this machine always has cpu")
     return device
+
+
+def _imported(module) -> Iterator[Any]:
+    """The module and all that it imports."""
+    yield module
+    for other in module.imports:
+        yield from _imported(other)
 
 
 def _kind_and_index(name: str) -> tuple[str, int]:

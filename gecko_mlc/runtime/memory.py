@@ -10,6 +10,8 @@ import numpy as np
 import tvm
 import tvm_ffi
 
+from gecko_mlc.runtime import vulkan
+
 _HUGE_PAGE = 2 << 20
 _BLOCK = 64 << 20
 _ALIGNMENT = 64
@@ -72,15 +74,18 @@ class TensorMemory:
 
 
 class Staging:
-    """Page-locked host memory, for copies to and from a device that do not wait.
+    """Host memory that a CUDA or Vulkan device reaches, for copies that do not wait.
 
     ``host`` is a NumPy view of it. What a copy in flight reads or writes is not to be touched:
     the caller knows when the copy is over.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device) -> None:
-        locked = tvm.runtime.device(tvm_ffi.DLDeviceType.kDLCUDAHost, device.index)
-        self._tensor = tvm.runtime.empty(shape, dtype, locked)
+        if device.dlpack_device_type() == tvm_ffi.DLDeviceType.kDLVulkan:
+            self._tensor = vulkan.host_tensor(device.index, shape, dtype)
+        else:
+            locked = tvm.runtime.device(tvm_ffi.DLDeviceType.kDLCUDAHost, device.index)
+            self._tensor = tvm.runtime.empty(shape, dtype, locked)
         nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         memory = (ctypes.c_uint8 * nbytes).from_address(self._tensor.data_ptr())
         self.host = np.ctypeslib.as_array(memory).view(dtype).reshape(shape)

@@ -1,4 +1,4 @@
-"""Steps of decode on a device that replays them as CUDA graphs.
+"""Steps of decode on a device that replays them as graphs, CUDA's or the Vulkan runtime's.
 
 A graph knows what it reads and writes by its address, and its shapes are fixed. So there is a
 function for each of a few batch sizes, called with the same buffers every time, and a batch in

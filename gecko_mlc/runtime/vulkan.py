@@ -71,6 +71,37 @@ def host_tensor(index: int, shape: tuple[int, ...], dtype: str) -> tvm.runtime.T
     return make(index, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype))
 
 
+class TimestampTimer:
+    """The device's own times around every kernel (see ``gecko_mlc.bench.kernel_clock.Timer``).
+
+    What a pair of them with nothing between takes is subtracted.
+    """
+
+    def __init__(self, index: int) -> None:
+        load_runtime()
+        self._index = index
+        self._record = tvm_ffi.get_global_func("gecko_mlc.vulkan.timestamp")
+        self._nanoseconds = tvm_ffi.get_global_func("gecko_mlc.vulkan.nanoseconds")
+        self._times: list[Any] = []
+
+    def begin(self) -> None:
+        self._times = []
+        self.start()
+        self.stop()
+
+    def start(self) -> None:
+        self._times.append(self._record(self._index))
+
+    def stop(self) -> None:
+        self._times.append(self._record(self._index))
+
+    def finish(self) -> list[float]:
+        pairs = zip(self._times[::2], self._times[1::2], strict=True)
+        empty, *seconds = (self._nanoseconds(start, stop) / 1e9 for start, stop in pairs)
+        self._times = []
+        return [max(time - empty, 0.0) for time in seconds]
+
+
 def _message(error: RuntimeError) -> str:
     """The text of an error without where in the library it arose."""
     return str(error.args[0]) if error.args else str(error)

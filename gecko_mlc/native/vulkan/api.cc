@@ -19,8 +19,9 @@ void Lookup(Find&& find, const char* name, Function& function) {
 
 PFN_vkGetInstanceProcAddr LoadVulkan() {
   void* library = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL);
-  TVM_FFI_CHECK(library != nullptr, RuntimeError)
-      << "found no Vulkan loader (" << dlerror() << "): " << kInstall;
+  if (library == nullptr) {
+    TVM_FFI_THROW(RuntimeError) << "found no Vulkan loader (" << dlerror() << "): " << kInstall;
+  }
   auto find =
       reinterpret_cast<PFN_vkGetInstanceProcAddr>(dlsym(library, "vkGetInstanceProcAddr"));
   TVM_FFI_CHECK(find != nullptr, RuntimeError) << "libvulkan.so.1 has no vkGetInstanceProcAddr";

@@ -83,6 +83,7 @@ void Device::Open() {
     heaps_[static_cast<int>(use)] = std::make_unique<Heap>(*vk_, handle_, physical, use);
   }
   pipeline_cache_ = std::make_unique<PipelineCache>(*vk_, handle_, physical);
+  queries_ = std::make_unique<Queries>(*this);
   VkQueue queue;
   vk_->GetDeviceQueue(handle_, physical.queue_family, 0, &queue);
   queue_ = std::make_unique<Queue>(*this, queue);
@@ -90,6 +91,7 @@ void Device::Open() {
 
 void Device::Close() {
   queue_.reset();
+  queries_.reset();
   pipeline_cache_.reset();
   for (auto& heap : heaps_) heap.reset();
   if (vk_ != nullptr) vk_->DestroyDevice(handle_, nullptr);
@@ -110,7 +112,8 @@ void Device::Check(VkResult result, const char* what) const {
 }
 
 void Device::CheckAlive() const {
-  TVM_FFI_CHECK(!lost_, RuntimeError)
+  if (!lost_) return;
+  TVM_FFI_THROW(RuntimeError)
       << "device " << Title() << " was lost: its driver has given it up, as drivers do after a "
       << "fault or when a kernel takes them too long. What it held is gone: start the program "
       << "again, with shorter prompts at a time or another device if this repeats";

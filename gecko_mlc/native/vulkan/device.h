@@ -14,6 +14,7 @@
 #include "physical_device.h"
 #include "pipeline_cache.h"
 #include "queue.h"
+#include "timestamps.h"
 
 namespace gecko_mlc::vulkan {
 
@@ -44,6 +45,7 @@ class Device {
   Queue& queue() { return *queue_; }
   Heap& heap(MemoryUse use) { return *heaps_[static_cast<int>(use)]; }
   PipelineCache& pipeline_cache() { return *pipeline_cache_; }
+  Queries& queries() { return *queries_; }
 
   // The address of ``size`` > 0 bytes. Throws MemoryError, after waiting for what is being freed.
   uint64_t Allocate(MemoryUse use, uint64_t size, uint64_t alignment);
@@ -66,6 +68,7 @@ class Device {
   std::recursive_mutex mutex_;
   std::unique_ptr<Heap> heaps_[3];
   std::unique_ptr<PipelineCache> pipeline_cache_;
+  std::unique_ptr<Queries> queries_;
   std::unique_ptr<Queue> queue_;
   mutable std::atomic<bool> lost_{false};
 };

@@ -86,9 +86,11 @@ void CheckMemory(VkResult result, const char* what, uint64_t size, const Physica
 Block::Block(const DeviceFunctions& vk, VkDevice device, const PhysicalDevice& physical,
              MemoryUse use, uint64_t size)
     : vk_(vk), device_(device), size_(size) {
-  TVM_FFI_CHECK(size <= physical.vulkan13.maxBufferSize, MemoryError)
-      << "a tensor of " << size << " bytes; device " << physical.name() << " allows "
-      << physical.vulkan13.maxBufferSize << " bytes in one piece";
+  if (size > physical.vulkan13.maxBufferSize) {
+    TVM_FFI_THROW(MemoryError) << "a tensor of " << size << " bytes; device " << physical.name()
+                               << " allows " << physical.vulkan13.maxBufferSize
+                               << " bytes in one piece";
+  }
   try {
     Create(physical, use);
   } catch (...) {

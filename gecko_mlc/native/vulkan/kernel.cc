@@ -158,9 +158,11 @@ void Kernel::Launch(ffi::PackedArgs args) {
   Device& device = Runtime::Global().device(index);
   const uint32_t* limit = device.physical().limits().maxComputeWorkGroupCount;
   for (int d = 0; d < 3; ++d) {
-    TVM_FFI_CHECK(size[d] >= 0 && size[d] <= limit[d], ValueError)
-        << "kernel " << kernel.name << ": " << size[d] << " workgroups in dimension " << "xyz"[d]
-        << ", device " << device.Title() << " takes " << limit[d];
+    if (size[d] < 0 || size[d] > limit[d]) {
+      TVM_FFI_THROW(ValueError) << "kernel " << kernel.name << ": " << size[d]
+                                << " workgroups in dimension " << "xyz"[d] << ", device "
+                                << device.Title() << " takes " << limit[d];
+    }
     TVM_FFI_CHECK(kernel.launch.empty() || size[3 + d] == 1 || size[3 + d] == kernel.threads[d],
                   ValueError)
         << "kernel " << kernel.name << ": " << size[3 + d] << " threads in dimension " << "xyz"[d]

@@ -69,8 +69,9 @@ KernelDescription Describe(const std::string& name, const json::Object& row, con
   kernel.name = name;
   auto offset = static_cast<uint64_t>(Get<int64_t>(row, "offset"));
   auto size = static_cast<uint64_t>(Get<int64_t>(row, "size"));
-  TVM_FFI_CHECK(offset <= count && size <= count - offset, ValueError)
-      << "kernel " << name << " is cut off";
+  if (offset > count || size > count - offset) {
+    TVM_FFI_THROW(ValueError) << "kernel " << name << " is cut off";
+  }
   kernel.code.resize(size);
   std::memcpy(kernel.code.data(), words + offset * 4, size * 4);
   auto threads = Get<json::Array>(row, "threads");
@@ -126,16 +127,20 @@ class VulkanModule final : public ffi::ModuleObj {
     const char* data = bytes_.data();
     uint64_t size = bytes_.size(), length = 0;
     uint32_t version = 0;
-    TVM_FFI_CHECK(size >= 16 && std::memcmp(data, kMagic, sizeof(kMagic)) == 0, ValueError)
-        << "a module of kind vulkan that gecko-mlc did not make";
+    if (size < 16 || std::memcmp(data, kMagic, sizeof(kMagic)) != 0) {
+      TVM_FFI_THROW(ValueError) << "a module of kind vulkan that gecko-mlc did not make";
+    }
     std::memcpy(&version, data + 4, sizeof(version));
     std::memcpy(&length, data + 8, sizeof(length));
-    TVM_FFI_CHECK(version == kVersion, ValueError)
-        << "a module of kind vulkan of version " << version << ", this runtime reads " << kVersion
-        << ": compile the library again with this version of gecko-mlc";
+    if (version != kVersion) {
+      TVM_FFI_THROW(ValueError)
+          << "a module of kind vulkan of version " << version << ", this runtime reads "
+          << kVersion << ": compile the library again with this version of gecko-mlc";
+    }
     uint64_t start = 16 + (length + 3) / 4 * 4;
-    TVM_FFI_CHECK(length <= size && start <= size, ValueError)
-        << "a module of kind vulkan that is cut off";
+    if (length > size || start > size) {
+      TVM_FFI_THROW(ValueError) << "a module of kind vulkan that is cut off";
+    }
     auto text = json::Parse(ffi::String(data + 16, length)).cast<json::Object>();
     needs_ = Needs(Get<json::Object>(text, "needs"));
     for (const auto& [key, row] : Get<json::Object>(text, "kernels")) {

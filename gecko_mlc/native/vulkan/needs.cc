@@ -69,7 +69,8 @@ void Needs::Check(const PhysicalDevice& device, int index) const {
     std::string lack = LackOf(device, need.cast<std::string>(), value);
     if (!lack.empty()) lacks += "\n  " + lack;
   }
-  TVM_FFI_CHECK(lacks.empty(), RuntimeError)
+  if (lacks.empty()) return;
+  TVM_FFI_THROW(RuntimeError)
       << "device vulkan:" << index << " (" << device.name() << ") cannot run this library:" << lacks
       << "\ncompile with --target vulkan, which keeps to the least that devices have, or with "
       << "--target vulkan-from-device on this machine";

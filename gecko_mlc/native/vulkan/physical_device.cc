@@ -88,8 +88,10 @@ Instance::Instance() {
   info.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO;
   info.pApplicationInfo = &application;
   VkResult result = create(&info, nullptr, &handle_);
-  TVM_FFI_CHECK(result != VK_ERROR_INCOMPATIBLE_DRIVER, RuntimeError)
-      << "found the Vulkan loader but no driver" << ChosenDrivers() << ": " << kInstall;
+  if (result == VK_ERROR_INCOMPATIBLE_DRIVER) {
+    TVM_FFI_THROW(RuntimeError) << "found the Vulkan loader but no driver" << ChosenDrivers()
+                                << ": " << kInstall;
+  }
   Check(result, "vkCreateInstance");
   functions_ = std::make_unique<InstanceFunctions>(find, handle_);
 }
@@ -157,8 +159,10 @@ std::vector<std::shared_ptr<const PhysicalDevice>> EnumerateDevices(const Instan
   std::vector<VkPhysicalDevice> handles(count);
   Check(vk.EnumeratePhysicalDevices(instance.handle(), &count, handles.data()),
         "list of devices");
-  TVM_FFI_CHECK(count > 0, RuntimeError)
-      << "found Vulkan but no device" << ChosenDrivers() << ": " << kInstall;
+  if (count == 0) {
+    TVM_FFI_THROW(RuntimeError) << "found Vulkan but no device" << ChosenDrivers() << ": "
+                                << kInstall;
+  }
   std::vector<std::shared_ptr<const PhysicalDevice>> devices;
   for (VkPhysicalDevice handle : handles) {
     devices.push_back(std::make_shared<const PhysicalDevice>(instance, handle));

@@ -35,7 +35,8 @@ const char* Name(VkResult result) {
 }
 
 void Check(VkResult result, const char* what) {
-  TVM_FFI_CHECK(result == VK_SUCCESS, RuntimeError)
+  if (result == VK_SUCCESS) return;
+  TVM_FFI_THROW(RuntimeError)
       << "Vulkan: " << what << ": " << Name(result) << " (" << static_cast<int>(result) << ")";
 }
 

@@ -28,7 +28,7 @@ Runtime::Runtime() {
 }
 
 void Runtime::CheckIndex(int index) const {
-  TVM_FFI_CHECK(problem_.empty(), RuntimeError) << problem_;
+  if (!problem_.empty()) TVM_FFI_THROW(RuntimeError) << problem_;
   if (index >= 0 && index < count()) return;
   std::string found;
   for (int i = 0; i < count(); ++i) {

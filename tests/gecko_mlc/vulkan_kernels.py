@@ -1,0 +1,178 @@
+"""Small kernels for a Vulkan device, and modules of kind ``vulkan`` made of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+THREADS = 64
+
+# o[i] = o[i] + a[i] * scale for i < n. The arguments are a struct, in the push constants or where
+# an address in the push constants says.
+_AXPY = """
+               OpCapability Shader
+               OpCapability PhysicalStorageBufferAddresses
+               OpMemoryModel PhysicalStorageBuffer64 GLSL450
+               OpEntryPoint GLCompute %main "main" %id %push
+               OpExecutionMode %main LocalSize 64 1 1
+               OpDecorate %id BuiltIn GlobalInvocationId
+               OpMemberDecorate %Arguments 0 Offset 0
+               OpMemberDecorate %Arguments 1 Offset 8
+               OpMemberDecorate %Arguments 2 Offset 16
+               OpMemberDecorate %Arguments 3 Offset 20
+               OpDecorate %Arguments Block
+               OpDecorate %floats ArrayStride 4
+               OpMemberDecorate %Buffer 0 Offset 0
+               OpDecorate %Buffer Block
+               {decorations}
+       %void = OpTypeVoid
+   %function = OpTypeFunction %void
+       %uint = OpTypeInt 32 0
+        %int = OpTypeInt 32 1
+      %float = OpTypeFloat 32
+       %bool = OpTypeBool
+      %uvec3 = OpTypeVector %uint 3
+  %in_uvec3  = OpTypePointer Input %uvec3
+    %in_uint = OpTypePointer Input %uint
+         %id = OpVariable %in_uvec3 Input
+               OpTypeForwardPointer %buffer PhysicalStorageBuffer
+     %floats = OpTypeRuntimeArray %float
+     %Buffer = OpTypeStruct %floats
+     %buffer = OpTypePointer PhysicalStorageBuffer %Buffer
+  %Arguments = OpTypeStruct %buffer %buffer %float %int
+    %element = OpTypePointer PhysicalStorageBuffer %float
+         %u0 = OpConstant %uint 0
+         %u1 = OpConstant %uint 1
+         %u2 = OpConstant %uint 2
+         %u3 = OpConstant %uint 3
+{push}
+     %p_addr = OpTypePointer {class} %buffer
+    %p_float = OpTypePointer {class} %float
+      %p_int = OpTypePointer {class} %int
+       %main = OpFunction %void None %function
+      %begin = OpLabel
+       %p_id = OpAccessChain %in_uint %id %u0
+          %i = OpLoad %uint %p_id
+{arguments}
+       %pn   = OpAccessChain %p_int %args %u3
+       %n    = OpLoad %int %pn{align4}
+       %un   = OpBitcast %uint %n
+         %in = OpULessThan %bool %i %un
+               OpSelectionMerge %end None
+               OpBranchConditional %in %work %end
+       %work = OpLabel
+         %pa = OpAccessChain %p_addr %args %u0
+          %a = OpLoad %buffer %pa{align8}
+         %po = OpAccessChain %p_addr %args %u1
+          %o = OpLoad %buffer %po{align8}
+         %ps = OpAccessChain %p_float %args %u2
+      %scale = OpLoad %float %ps{align4}
+        %pai = OpAccessChain %element %a %u0 %i
+         %ai = OpLoad %float %pai Aligned 4
+        %poi = OpAccessChain %element %o %u0 %i
+         %oi = OpLoad %float %poi Aligned 4
+    %product = OpFMul %float %ai %scale
+        %sum = OpFAdd %float %oi %product
+               OpStore %poi %sum Aligned 4
+               OpBranch %end
+        %end = OpLabel
+               OpReturn
+               OpFunctionEnd
+"""
+
+_IN_PUSH = {
+    "decorations": "",
+    "push": """
+     %p_args = OpTypePointer PushConstant %Arguments
+       %push = OpVariable %p_args PushConstant""",
+    "class": "PushConstant",
+    "arguments": "       %args = OpCopyObject %p_args %push",
+    "align4": "",
+    "align8": "",
+}
+_IN_MEMORY = {
+    "decorations": """
+               OpMemberDecorate %Push 0 Offset 0
+               OpDecorate %Push Block""",
+    "push": """
+     %p_args = OpTypePointer PhysicalStorageBuffer %Arguments
+       %Push = OpTypeStruct %p_args
+     %p_push = OpTypePointer PushConstant %Push
+   %p_p_args = OpTypePointer PushConstant %p_args
+       %push = OpVariable %p_push PushConstant""",
+    "class": "PhysicalStorageBuffer",
+    "arguments": """
+     %p_args0 = OpAccessChain %p_p_args %push %u0
+       %args = OpLoad %p_args %p_args0""",
+    "align4": " Aligned 4",
+    "align8": " Aligned 8",
+}
+
+NOTHING_NEEDED = {
+    "subgroup": 0,
+    "float16": False,
+    "storage16": False,
+    "int64": False,
+    "int16": False,
+    "cooperative_matrix": False,
+    "shared": 0,
+    "threads": THREADS,
+    "push_constants": 24,
+}
+
+
+class Kernel(NamedTuple):
+    """SPIR-V and what the runtime has to know of it."""
+
+    words: bytes
+    row: dict[str, Any]
+
+
+def axpy(folder: Path, block: str = "push", **changes: Any) -> Kernel:
+    """o += a * scale; arguments a, o, scale, n, then blockIdx.x and threadIdx.x."""
+    text = _AXPY.format(**(_IN_PUSH if block == "push" else _IN_MEMORY))
+    row = {
+        "threads": [THREADS, 1, 1],
+        "arguments": ["address", "address", "float32", "int32"],
+        "launch": ["blockIdx.x", "threadIdx.x"],
+        "block": block,
+        "subgroup": 0,
+        "shared": 0,
+        "cooperative_matrix": False,
+    }
+    return Kernel(assemble(text, folder), {**row, **changes})
+
+
+def find_program(name: str) -> str:
+    """The path of one of the SPIR-V tools; a test without it fails and says what to install."""
+    path = shutil.which(name)
+    assert path is not None, f"found no {name}: apt-get install spirv-tools"
+    return path
+
+
+def assemble(text: str, folder: Path) -> bytes:
+    """SPIR-V from its text, checked."""
+    source, binary = folder / "kernel.spvasm", folder / "kernel.spv"
+    source.write_text(text, encoding="utf-8")
+    for command in (
+        [find_program("spirv-as"), "--target-env", "spv1.6", str(source), "-o", str(binary)],
+        [find_program("spirv-val"), "--target-env", "vulkan1.3", str(binary)],
+    ):
+        subprocess.run(command, check=True)
+    return binary.read_bytes()
+
+
+def module_bytes(kernels: dict[str, Kernel], **needs: Any) -> bytes:
+    """A module of kind ``vulkan`` as a library holds it."""
+    rows, code = {}, b""
+    for name, kernel in kernels.items():
+        place = {"offset": len(code) // 4, "size": len(kernel.words) // 4}
+        rows[name] = {**kernel.row, **place}
+        code += kernel.words
+    text = json.dumps({"needs": {**NOTHING_NEEDED, **needs}, "kernels": rows}).encode()
+    head = b"GKVK" + struct.pack("<IQ", 1, len(text)) + text
+    return head + bytes(-len(head) % 4) + code
