@@ -211,22 +211,18 @@ class GpuKernels:
 
     def norms_fused(self, batch: int) -> bool:
         """Whether a step's products normalise their inputs themselves."""
-        return batch <= skinny.FUSED_ROWS
+        return skinny.norms_fused(batch, self._norm(centred=True), self.dtype, self.unit)
 
     def rmsnorm_step(self, batch: int):
-        norm = self._norm(centred=False)
-        return skinny.rmsnorm_step(batch, norm, self.dtype, self.unit.dependent_launch)
+        return skinny.rmsnorm_step(batch, self._norm(centred=False), self.dtype, self.unit)
 
     def layernorm_step(self, batch: int):
-        norm = self._norm(centred=True)
-        return skinny.layernorm_step(batch, norm, self.dtype, self.unit.dependent_launch)
+        return skinny.layernorm_step(batch, self._norm(centred=True), self.dtype, self.unit)
 
     def projections_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=False)
-        return skinny.projections_step(
-            batch, norm, c.value_dim, c.z_dim, self.dtype, self.unit.dependent_launch
-        )
+        return skinny.projections_step(batch, norm, c.value_dim, c.z_dim, self.dtype, self.unit)
 
     def attention_partials(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the partial results of ``attention_step``, and of their scales."""
@@ -256,27 +252,21 @@ class GpuKernels:
 
     def wh2_step(self, batch: int):
         c = self.config
-        return skinny.wh2_step(
-            batch, c.value_dim, c.model_dim, c.z_dim, self.dtype, self.unit.dependent_launch
-        )
+        return skinny.wh2_step(batch, c.value_dim, c.model_dim, c.z_dim, self.dtype, self.unit)
 
     def fc1_step(self, batch: int):
         c = self.config
         norm = self._norm(centred=True)
-        return skinny.fc1_step(
-            batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype, self.unit.dependent_launch
-        )
+        return skinny.fc1_step(batch, norm, c.ffn_hidden_dim, c.swiglu, self.dtype, self.unit)
 
     def fc2_step(self, batch: int):
         c = self.config
         kernel = skinny.fc2_scaled_step if c.rescale_nffn else skinny.fc2_step
-        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype, self.unit.dependent_launch)
+        return kernel(batch, c.ffn_hidden_dim, c.model_dim, self.dtype, self.unit)
 
     def logits_step(self, batch: int):
         c = self.config
-        return skinny.logits_step(
-            batch, c.model_dim, c.num_outputs, self.dtype, self.unit.dependent_launch
-        )
+        return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype, self.unit)
 
     def sample(self, batch: int):
         return sampling.sample(batch, self.config.num_outputs)

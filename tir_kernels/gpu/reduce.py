@@ -41,6 +41,43 @@ def warp_reduce(fold, lanes: int = WARP, items: int = 1):
     return reduce
 
 
+def warp_deal(items: int):
+    """An inline (V, lane): items summed over the warp and dealt to its lanes.
+
+    V is a local buffer of as many items, up to the next power of two, with zeros beyond. Lane l is
+    left with the sum of item i * 32 + l in V[i]; fewer items than lanes are repeated. So n items
+    take about n exchanges, not 5 n, and most of them between neighbours.
+    """
+    count = 1 << (items - 1).bit_length()
+
+    def step(bit: int, rest):
+        held = max(1, count >> bit + 1)  # after this step
+
+        @T.inline
+        def halve(V, lane):
+            for i in T.unroll(held):
+                upper = T.meta_var((lane >> bit) % 2 == 1)
+                given = T.meta_var(shuffle_xor(T.Select(upper, V[2 * i], V[2 * i + 1]), 1 << bit))
+                V[i] = T.Select(upper, V[2 * i + 1], V[2 * i]) + given
+            rest(V, lane)
+
+        @T.inline
+        def add(V, lane):
+            V[0] = V[0] + shuffle_xor(V[0], 1 << bit)
+            rest(V, lane)
+
+        return halve if count >> bit > 1 else add
+
+    @T.inline
+    def nothing(V, lane):
+        pass
+
+    deal = nothing
+    for bit in reversed(range(WARP.bit_length() - 1)):
+        deal = step(bit, deal)
+    return deal
+
+
 def cta_reduce(fold, threads: int, items: int = 1):
     """An inline (V, Shared, tx): V[i] for i < ``items`` folded over all ``threads`` of the CTA.
 

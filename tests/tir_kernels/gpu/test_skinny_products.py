@@ -9,8 +9,10 @@ import pytest
 from kernel_runner import DTYPES, assert_near, silu
 
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import LARGE, LEAST
 from tir_kernels.gpu import skinny
 from tir_kernels.gpu.skinny.plan import BLOCK, Plan, Shape, spread_for
+from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 EPS = 1e-5
 # Sums of some hundred products of unit normals, scaled to unit variance, in float32.
@@ -34,13 +36,26 @@ class Case:
     sms: int = 3
     max_tiles: int = 16
 
+    unit: GpuUnit | None = None
+
+    @property
+    def on(self) -> GpuUnit:
+        return self.unit or (SM90A if self.batch == 1 else SM80)
+
+    @property
+    def spread(self) -> skinny.Spread:
+        return skinny.Spread(self.sms, max_tiles=self.max_tiles, max_warps=4)
+
     @property
     def how(self) -> dict:
-        spread = skinny.Spread(self.sms, max_tiles=self.max_tiles, max_warps=4)
-        return {"dependent": self.batch == 1, "spread": spread}
+        return {"unit": self.on, "spread": self.spread}
 
     def norm(self, centred: bool) -> skinny.Norm:
         return skinny.Norm(self.dim, self.groups, EPS, centred)
+
+    @property
+    def fused(self) -> bool:
+        return skinny.norms_fused(self.batch, self.norm(True), self.dtype, self.on, self.spread)
 
 
 CASES = {
@@ -52,6 +67,11 @@ CASES = {
     "groups": Case(1, "float16", 256, 128, 6, 23, groups=4),
     "float32": Case(1, "float32", 128, 66, 8, 30, scaled=True),
     "float32, many rows": Case(32, "float32", 24, 20, 4, 14),
+    # Inputs in several chunks; inputs shared by several warps.
+    "least": Case(1, "float16", 1024, 9000, 20, 40, unit=LEAST),
+    "least, eight rows": Case(8, "bfloat16", 1536, 200, 20, 8, unit=LEAST),
+    "large": Case(1, "bfloat16", 4096, 1024, 6, 33, sms=132, unit=LARGE),
+    "large, many rows": Case(32, "float16", 2080, 136, 6, 9, sms=132, unit=LARGE),
 }
 everywhere = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 
@@ -96,7 +116,7 @@ def as_staged(case: Case, x: np.ndarray) -> np.ndarray:
 
 def inputs_of_norm(case: Case, x: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """What a kernel takes: x, or what ``*norm_step`` made of it."""
-    return x if case.batch <= skinny.FUSED_ROWS else as_staged(case, wanted)
+    return x if case.fused else as_staged(case, wanted)
 
 
 @everywhere
@@ -202,7 +222,8 @@ def test_logits(batch: int, dim: int, dtype: str, shared: int) -> None:
             dim,
             outputs,
             dtype,
-            spread=skinny.Spread(3, max_tiles=8, max_warps=4, shared=shared),
+            SM80,
+            skinny.Spread(3, max_tiles=8, max_warps=4, shared=shared),
         )
     )
     o = rng.standard_normal((batch, dim)).astype(DTYPES[dtype])
@@ -212,10 +233,12 @@ def test_logits(batch: int, dim: int, dtype: str, shared: int) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 2, 4, 8, 16, 32])
-@pytest.mark.parametrize("sm90", [True, False], ids=["sm_90", "sm_80"])
-def test_large_shapes_fit_the_tensor_cores(batch: int, sm90: bool) -> None:
-    spread = spread_for(batch, sm90)
-    assert spread.shared <= (227 if sm90 else 99) * 1024 - 1024
+@pytest.mark.parametrize("unit", [SM90A, SM80], ids=["sm_90", "sm_80"])
+def test_large_shapes_fit_the_tensor_cores(batch: int, unit: GpuUnit) -> None:
+    spread = spread_for(batch, unit)
+    norm = skinny.Norm(4096, 1, EPS, centred=True)
+    assert skinny.norms_fused(batch, norm, "bfloat16", unit) == (batch <= 8)
+    assert spread.shared <= (227 if unit is SM90A else 99) * 1024 - 1024
     for inputs, outputs, gated in ((4096, 13312, False), (8192, 4096, False), (4096, 8192, True)):
         plan = Plan(Shape(batch, inputs, outputs, "bfloat16", gated), spread)
         assert plan.fits
@@ -224,7 +247,7 @@ def test_large_shapes_fit_the_tensor_cores(batch: int, sm90: bool) -> None:
         assert plan.ctas * plan.tiles * plan.span >= outputs
         assert plan.parts * plan.depth * plan.splits * plan.chunks * BLOCK == inputs
         # What is normalised in the kernel must be in shared memory at once.
-        assert plan.chunks == 1 or batch > skinny.FUSED_ROWS or inputs == 8192
+        assert plan.chunks == 1 or batch > 8 or inputs == 8192
 
 
 @everywhere
@@ -235,8 +258,10 @@ def test_norms(case: Case) -> None:
     y = unwritten(case.batch, case.dim, dtype=case.dtype)
     tolerance = 1e-5 + ROUNDING[case.dtype]
     norm = case.norm(centred=False)
-    found = GpuKernel(skinny.rmsnorm_step(case.batch, norm, case.dtype))(x, weight, y)
+    found = GpuKernel(skinny.rmsnorm_step(case.batch, norm, case.dtype, case.on))(x, weight, y)
     assert_near(found, normalised(case, False, x, weight), tolerance)
     norm = case.norm(centred=True)
-    found = GpuKernel(skinny.layernorm_step(case.batch, norm, case.dtype))(x, weight, bias, y)
+    found = GpuKernel(skinny.layernorm_step(case.batch, norm, case.dtype, case.on))(
+        x, weight, bias, y
+    )
     assert_near(found, normalised(case, True, x, weight, bias), tolerance)

@@ -1,8 +1,8 @@
 """RMS and layer norm of the rows of a step, as the prologue of a product or by themselves.
 
-Weights already have the one added that checkpoints leave out; the arithmetic is float32. Up to
-``FUSED_ROWS`` rows every CTA of a product normalises for itself, which is cheaper than a launch;
-more rows are normalised once, by a kernel of their own.
+Weights already have the one added that checkpoints leave out; the arithmetic is float32. A few rows
+(``norms_fused``) every CTA of a product normalises for itself, which is cheaper than a launch; more
+rows are normalised once, by a kernel of their own.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from tvm.script import tirx as T
 from ...vector_math import f32, rsqrt, total
 from ..dependent_launch import DependentLaunch
 from ..reduce import WARP, cta_reduce
-from .plan import Plan
+from ..unit import GpuUnit
+from .plan import Plan, Spread, spread_for, takes
+from .simt import SimtPlan, holds
 
-FUSED_ROWS = 8
+_FUSED_ROWS = 8
 _THREADS = 512
 _LOADED = 4  # rows whose features are in registers at a time
 _VECTOR = 4  # floats of 16 bytes
@@ -58,6 +60,17 @@ class Norm:
         if self.centred:
             return (x - mean) * scale * parameters[0] + parameters[1]
         return x * scale * parameters[0]
+
+
+def norms_fused(
+    batch: int, norm: Norm, dtype: str, unit: GpuUnit, spread: Spread | None = None
+) -> bool:
+    """Whether a product normalises its own activations: whole rows, in shared memory at once."""
+    if batch > _FUSED_ROWS or not norm.in_vectors:
+        return False
+    if unit.ptx and takes(norm.dim, dtype):
+        return (spread or spread_for(batch, unit)).stages(batch, norm.dim)
+    return holds(batch, norm.dim, dtype, unit)
 
 
 def whole_rows(norm: Norm, threads: int, rows: int, dtype: str):
@@ -143,11 +156,7 @@ class Normalised:
 
     norm: Norm
 
-    def fits(self, plan: Plan) -> bool:
-        """Whether ``stage`` can fill shared memory at once."""
-        return self.norm.in_vectors and plan.chunks == 1
-
-    def stage(self, plan: Plan):
+    def stage(self, plan: Plan | SimtPlan):
         """An inline (operands, Staged, tx): all activations into Staged [batch, stride]."""
         rows = min(plan.shape.batch, _LOADED)
         normalise = whole_rows(self.norm, plan.threads, rows, plan.shape.dtype)
@@ -162,33 +171,15 @@ class Normalised:
     def copy(self, plan: Plan):
         """Nothing: ``stage`` brings all there is."""
 
-    @property
-    def found_bytes(self) -> int:
-        """Shared memory per batch row that ``prepare`` fills."""
-        return 4 * 2 * self.norm.groups
-
-    def prepare(self, batch: int, threads: int):
-        """An inline (operands, Found, tx): mean and scale of each group into Found."""
-        norm = self.norm
-        of_group = statistics(norm, threads)
+    def stage_chunk(self, plan: SimtPlan):
+        """An inline (operands, Staged, first, tx): all inputs, there is one chunk."""
+        stage = self.stage(plan)
 
         @T.inline
-        def prepare(operands, Found, tx):
-            found = T.alloc_local((2,), "float32")
-            for item in T.serial(batch * norm.groups):
-                of_group(operands[0], item // norm.groups, item % norm.groups, tx, found)
-                for i in T.unroll(2):
-                    Found[item * 2 + i] = found[i]
+        def stage_chunk(operands, Staged, first, tx):
+            stage(operands, Staged, tx)
 
-        return prepare
-
-    def value(self, operands, Found, dtype: str, b, k):
-        """x[b, k], rounded to ``dtype`` as ``stage`` does."""
-        group = b * self.norm.groups + k // self.norm.size
-        mean, scale = Found[group * 2], Found[group * 2 + 1]
-        parameters = [parameter[k] for parameter in operands[1:]]
-        exact = self.norm.apply(operands[0][b, k], mean, scale, parameters)
-        return T.Cast("float32", T.Cast(dtype, exact))
+        return stage_chunk
 
 
 def statistics(norm: Norm, threads: int):
@@ -221,20 +212,20 @@ def statistics(norm: Norm, threads: int):
     return one_group
 
 
-def _row(norm: Norm, dtype: str):
-    """An inline (operands, b, Y, tx) for one row by _THREADS threads."""
+def _row(norm: Norm, dtype: str, threads: int):
+    """An inline (operands, b, Y, tx) for one row by so many threads."""
     if norm.in_vectors:
-        return whole_rows(norm, _THREADS, 1, dtype)
-    of_group = statistics(norm, _THREADS)
+        return whole_rows(norm, threads, 1, dtype)
+    of_group = statistics(norm, threads)
 
     @T.inline
     def row(operands, b, Y, tx):
         found = T.alloc_local((2,), "float32")
         for group in T.serial(norm.groups):
             of_group(operands[0], b, group, tx, found)
-            for i in T.serial(-(-norm.size // _THREADS)):
-                if i * _THREADS + tx < norm.size:
-                    k: T.let = group * norm.size + i * _THREADS + tx
+            for i in T.serial(-(-norm.size // threads)):
+                if i * threads + tx < norm.size:
+                    k: T.let = group * norm.size + i * threads + tx
                     own = T.meta_var([parameter[k] for parameter in operands[1:]])
                     Y[b, k] = T.Cast(dtype, norm.apply(operands[0][b, k], found[0], found[1], own))
 
@@ -242,10 +233,11 @@ def _row(norm: Norm, dtype: str):
 
 
 @functools.cache
-def rmsnorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
+def rmsnorm_step(batch: int, norm: Norm, dtype: str, unit: GpuUnit):
     """y [batch, dim] of ``dtype`` from x [batch, dim] float32 and the norm's weight [dim]."""
-    row = _row(norm, dtype)
-    launch = DependentLaunch(dependent)
+    threads = unit.cta(_THREADS)
+    row = _row(norm, dtype, threads)
+    launch = DependentLaunch(unit.dependent_launch)
 
     @T.prim_func(private=True)
     def rmsnorm_step(x: T.handle, weight: T.handle, y: T.handle):
@@ -255,7 +247,7 @@ def rmsnorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
         Y = T.match_buffer(y, (batch, norm.dim), dtype)
         T.device_entry()
         b = T.cta_id([batch])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
         launch.wait()
         row((X, Weight), b, Y, tx)
 
@@ -263,10 +255,11 @@ def rmsnorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
 
 
 @functools.cache
-def layernorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
+def layernorm_step(batch: int, norm: Norm, dtype: str, unit: GpuUnit):
     """y [batch, dim] of ``dtype`` from x [batch, dim] float32, the norm's weight and bias [dim]."""
-    row = _row(norm, dtype)
-    launch = DependentLaunch(dependent)
+    threads = unit.cta(_THREADS)
+    row = _row(norm, dtype, threads)
+    launch = DependentLaunch(unit.dependent_launch)
 
     @T.prim_func(private=True)
     def layernorm_step(x: T.handle, weight: T.handle, bias: T.handle, y: T.handle):
@@ -277,7 +270,7 @@ def layernorm_step(batch: int, norm: Norm, dtype: str, dependent: bool = False):
         Y = T.match_buffer(y, (batch, norm.dim), dtype)
         T.device_entry()
         b = T.cta_id([batch])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
         launch.wait()
         row((X, Weight, Bias), b, Y, tx)
 

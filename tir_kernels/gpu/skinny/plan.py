@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..unit import GpuUnit
+
 WARP = 32
 TILE = 16  # weight rows of an mma m16n8k16
 BLOCK = 32  # inputs that a 16-byte copy of each of four lanes covers: two mma
@@ -44,6 +46,17 @@ class Spread:
     max_depth: int = 8
     shared: int = 98 * 1024
 
+    def stages(self, batch: int, inputs: int) -> bool:
+        """Whether any CTA has room for all activations [batch, inputs] at once."""
+        warps = max(self.max_tiles, self.max_warps)
+        warp_bytes = max(self.max_depth * _BLOCK_BYTES, 4 * TILE * batch)
+        return warps * warp_bytes + _ITEMSIZE * batch * (inputs + BLOCK) <= self.shared
+
+
+def takes(inputs: int, dtype: str) -> bool:
+    """Whether tensor cores take weights of that type with so many inputs."""
+    return dtype != "float32" and inputs % BLOCK == 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -59,10 +72,8 @@ class Plan:
     @property
     def fits(self) -> bool:
         """Whether tensor cores can serve the shape."""
-        return (
-            self.shape.dtype != "float32"
-            and self.shape.inputs % BLOCK == 0
-            and any(self._bytes(n) <= self.spread.shared for n in self._possible_chunks)
+        return takes(self.shape.inputs, self.shape.dtype) and any(
+            self._bytes(n) <= self.spread.shared for n in self._possible_chunks
         )
 
     @property
@@ -175,13 +186,13 @@ class Plan:
         return self.warps * self.warp_bytes + activations
 
 
-def spread_for(batch: int, sm90: bool) -> Spread:
+def spread_for(batch: int, unit: GpuUnit) -> Spread:
     """For a batch on sm_90 (what was fastest on an H200 at the 7B shape), or on any from sm_80.
 
     Few rows of activations are soon brought into shared memory again: then small CTAs, several
     to a multiprocessor, keep it busier. With many rows each CTA must do more with them.
     """
-    room = 226 * 1024 if sm90 else 98 * 1024
+    sm90, room = unit.tensor_cores == "wgmma", unit.shared
     if batch <= 4:
         return Spread(max_tiles=batch, shared=room)
     if batch <= 8:

@@ -1,8 +1,8 @@
 """The products of a decode step: activations [B, inputs] times weights [outputs, inputs].
 
-Each reads its weights once and does what comes before and after the product on the way. A kernel
-is ``dependent`` if it is to start while the one before still runs (sm_90): its first weights are
-then under way before it waits. ``spread`` sets how the work is dealt out, never what it computes.
+Each reads its weights once and does what comes before and after the product on the way; the first
+weights are under way before it waits for the kernel before. ``spread`` sets how the work is dealt
+out, never what it computes.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from tvm.script import tirx as T
 
 from ...vector_math import silu
 from ..dependent_launch import DependentLaunch
+from ..unit import GpuUnit
 from .ending import Ending
-from .norms import FUSED_ROWS, Norm, Normalised
-from .plan import WARP, Plan, Shape, Spread, spread_for
+from .norms import Norm, Normalised, norms_fused
+from .plan import Plan, Shape, Spread, spread_for
 from .rows import Rows
-from .simt import WARPS, simt_product
+from .simt import SimtPlan, simt_product
 from .tensor_core import tensor_core_product
 
 
@@ -28,52 +29,53 @@ class Product:
     """The work of ``ctas`` CTAs: a product with what comes before (``source``) and after it.
 
     ``run`` is an inline (W, (inputs, outputs), arena, cta, tx) for a CTA of ``threads`` threads;
-    ``arena`` is ``shared`` bytes of dynamic shared memory.
+    ``arena`` is ``shared`` elements of ``element`` in shared memory of that ``scope``.
     """
 
     ctas: int
     threads: int
     shared: int
+    element: str
+    scope: str
     run: Callable
 
 
-def _fits(plan: Plan, source: Rows | Normalised) -> bool:
-    return plan.fits and source.fits(plan)
+class _Maker:
+    """How the products of one kernel are made: their unit, spread and launch."""
 
+    def __init__(self, batch: int, dtype: str, unit: GpuUnit, spread: Spread | None):
+        self.batch, self.dtype, self.unit = batch, dtype, unit
+        self.spread = spread or spread_for(batch, unit)
+        self.launch = DependentLaunch(unit.dependent_launch)
 
-def _product(
-    plan: Plan,
-    source: Rows | Normalised,
-    ending: Ending,
-    launch: DependentLaunch,
-    tensor_cores: bool,
-) -> Product:
-    if tensor_cores:
-        run = tensor_core_product(plan, source, ending, launch)
-        return Product(plan.ctas, plan.threads, plan.bytes, run)
-    run = simt_product(plan.shape, source, ending, launch)
-    shared = max(16, plan.shape.batch * source.found_bytes)
-    return Product(-(-plan.shape.outputs // WARPS), WARP * WARPS, shared, run)
+    def normed(self, norm: Norm) -> tuple[Rows | Normalised, str]:
+        """Activations after a norm: float32 rows to be normalised, or rows that already are."""
+        if norms_fused(self.batch, norm, self.dtype, self.unit, self.spread):
+            return Normalised(norm), "float32"
+        return Rows(), self.dtype
 
+    def tensor_cores(self, *plans: Plan) -> bool:
+        """Whether all of a kernel's products fit the tensor cores."""
+        return self.unit.ptx and all(plan.fits for plan in plans)
 
-def _one_product(
-    shape: Shape,
-    source: Rows | Normalised,
-    ending: Ending,
-    launch: DependentLaunch,
-    spread: Spread,
-) -> Product:
-    plan = Plan(shape, spread)
-    return _product(plan, source, ending, launch, _fits(plan, source))
+    def product(
+        self, source: Rows | Normalised, ending: Ending, plan: Plan, tensor_cores: bool
+    ) -> Product:
+        """``plan`` is the one for tensor cores."""
+        launch = self.launch
+        if tensor_cores:
+            run = tensor_core_product(plan, source, ending, launch)
+            return Product(plan.ctas, plan.threads, plan.bytes, "uint8", "shared.dyn", run)
+        simt = SimtPlan(plan.shape, self.unit, self.spread.sms)
+        run = simt_product(simt, source, ending, launch)
+        return Product(simt.ctas, simt.threads, simt.staged, self.dtype, "shared", run)
 
-
-def _how(batch: int, dependent: bool, spread: Spread | None) -> tuple[DependentLaunch, Spread]:
-    return DependentLaunch(dependent), spread or spread_for(batch, sm90=dependent)
-
-
-def _normed(norm: Norm, batch: int, dtype: str) -> tuple[Rows | Normalised, str]:
-    """Activations after a norm: float32 rows to be normalised, or many rows that already are."""
-    return (Normalised(norm), "float32") if batch <= FUSED_ROWS else (Rows(), dtype)
+    def one(
+        self, inputs: int, outputs: int, source: Rows | Normalised, ending: Ending, gated=False
+    ) -> Product:
+        shape = Shape(self.batch, inputs, outputs, self.dtype, gated)
+        plan = Plan(shape, self.spread)
+        return self.product(source, ending, plan, self.tensor_cores(plan))
 
 
 @functools.cache
@@ -83,17 +85,18 @@ def projections_step(
     value_dim: int,
     z_dim: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
     spread: Spread | None = None,
 ):
     """v = silu(wv o + bias_v) and projected = z | silu(r) | h, each wzrh mx + bias.
 
-    o [B, D] of ``dtype``; mx = RMSNorm(y), y [B, D] float32, or, for more than FUSED_ROWS rows, y
+    o [B, D] of ``dtype``; mx = RMSNorm(y), y [B, D] float32, or, without ``norms_fused``, y
     is mx already, of ``dtype``. v [B, E] and projected [B, S + E + D] are float32.
     """
     dim = norm.dim
     columns = z_dim + value_dim + dim
-    source, source_dtype = _normed(norm, batch, dtype)
+    make = _Maker(batch, dtype, unit, spread)
+    source, source_dtype = make.normed(norm)
 
     def bias_of(others, b, output):
         return others[0][output]
@@ -109,17 +112,17 @@ def projections_step(
         )
 
     # CTAs in proportion to the outputs, all of the same size.
-    launch, spread = _how(batch, dependent, spread)
-    share = max(1, spread.sms * value_dim // (value_dim + columns))
+    launch, sms = make.launch, make.spread.sms
+    share = max(1, sms * value_dim // (value_dim + columns))
     plans = [
-        Plan(Shape(batch, dim, outputs, dtype), dataclasses.replace(spread, sms=sms))
-        for outputs, sms in ((value_dim, share), (columns, spread.sms - share))
+        Plan(Shape(batch, dim, outputs, dtype), dataclasses.replace(make.spread, sms=own))
+        for outputs, own in ((value_dim, share), (columns, sms - share))
     ]
     tiles = max(plan.tiles for plan in plans)
     plans = [dataclasses.replace(plan, least_tiles=tiles) for plan in plans]
-    tensor_cores = _fits(plans[0], Rows()) and _fits(plans[1], source)
-    first = _product(plans[0], Rows(), Ending(write_v, bias_of), launch, tensor_cores)
-    second = _product(plans[1], source, Ending(write_projected, bias_of), launch, tensor_cores)
+    tensor_cores = make.tensor_cores(*plans)
+    first = make.product(Rows(), Ending(write_v, bias_of), plans[0], tensor_cores)
+    second = make.product(source, Ending(write_projected, bias_of), plans[1], tensor_cores)
 
     @T.prim_func(private=True)
     def projections_step(
@@ -146,7 +149,9 @@ def projections_step(
         T.device_entry()
         cta = T.cta_id([first.ctas + second.ctas])
         tx = T.thread_id([first.threads])
-        arena = T.alloc_buffer((max(first.shared, second.shared),), "uint8", scope="shared.dyn")
+        arena = T.alloc_buffer(
+            (max(first.shared, second.shared),), first.element, scope=first.scope
+        )
         if cta < first.ctas:
             first.run(Wv, ((Normed,), (BiasV, V)), arena, cta, tx)
         else:
@@ -162,7 +167,7 @@ def wh2_step(
     dim: int,
     z_dim: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
     spread: Spread | None = None,
 ):
     """out [B, D] float32 = wh2 gated + h + x; h stands behind z and r in projected [B, S + E + D].
@@ -178,9 +183,9 @@ def wh2_step(
     def write(others, sums, b, output):
         others[2][b, output] = sums[0]
 
-    launch, spread = _how(batch, dependent, spread)
-    shape = Shape(batch, value_dim, dim, dtype)
-    product = _one_product(shape, Rows(), Ending(write, residuals), launch, spread)
+    make = _Maker(batch, dtype, unit, spread)
+    launch = make.launch
+    product = make.one(value_dim, dim, Rows(), Ending(write, residuals))
 
     @T.prim_func(private=True)
     def wh2_step(gated: T.handle, w: T.handle, projected: T.handle, x: T.handle, out: T.handle):
@@ -193,7 +198,7 @@ def wh2_step(
         T.device_entry()
         cta = T.cta_id([product.ctas])
         tx = T.thread_id([product.threads])
-        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        arena = T.alloc_buffer((product.shared,), product.element, scope=product.scope)
         product.run(W, ((Gated,), (Projected, X, Out)), arena, cta, tx)
 
     return wh2_step
@@ -206,16 +211,17 @@ def fc1_step(
     hidden: int,
     swiglu: bool,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
     spread: Spread | None = None,
 ):
     """hid [B, F] of ``dtype`` = silu(fc1 n) * fc3 n, or silu(fc1 n) without ``swiglu``.
 
     w [2F, D] is fc1 over fc3, or just fc1 [F, D].
-    n = LayerNorm(out), out [B, D] float32, or, for more than FUSED_ROWS rows, out is n already, of
+    n = LayerNorm(out), out [B, D] float32, or, without ``norms_fused``, out is n already, of
     ``dtype``.
     """
-    source, source_dtype = _normed(norm, batch, dtype)
+    make = _Maker(batch, dtype, unit, spread)
+    source, source_dtype = make.normed(norm)
 
     def gate(sums):
         return silu(sums[0]) * sums[1] if swiglu else silu(sums[0])
@@ -224,9 +230,9 @@ def fc1_step(
     def write(others, sums, b, output):
         others[0][b, output] = T.Cast(dtype, gate(sums))
 
-    launch, spread = _how(batch, dependent, spread)
-    shape = Shape(batch, norm.dim, hidden, dtype, gated=swiglu)
-    product = _one_product(shape, source, Ending(write), launch, spread)
+    make = _Maker(batch, dtype, unit, spread)
+    launch = make.launch
+    product = make.one(norm.dim, hidden, source, Ending(write), gated=swiglu)
 
     @T.prim_func(private=True)
     def fc1_step(out: T.handle, weight: T.handle, bias: T.handle, w: T.handle, hid: T.handle):
@@ -239,7 +245,7 @@ def fc1_step(
         T.device_entry()
         cta = T.cta_id([product.ctas])
         tx = T.thread_id([product.threads])
-        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        arena = T.alloc_buffer((product.shared,), product.element, scope=product.scope)
         product.run(W, ((Out, Weight, Bias), (Hid,)), arena, cta, tx)
 
     return fc1_step
@@ -251,7 +257,7 @@ def fc2_step(
     hidden: int,
     dim: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
     spread: Spread | None = None,
 ):
     """x [B, D] float32 = fc2 hid + residual; hid [B, F] of ``dtype``, residual [B, D] float32."""
@@ -263,9 +269,9 @@ def fc2_step(
     def write(others, sums, b, output):
         others[1][b, output] = sums[0]
 
-    launch, spread = _how(batch, dependent, spread)
-    shape = Shape(batch, hidden, dim, dtype)
-    product = _one_product(shape, Rows(), Ending(write, residual_of), launch, spread)
+    make = _Maker(batch, dtype, unit, spread)
+    launch = make.launch
+    product = make.one(hidden, dim, Rows(), Ending(write, residual_of))
 
     @T.prim_func(private=True)
     def fc2_step(hid: T.handle, w: T.handle, residual: T.handle, x: T.handle):
@@ -277,7 +283,7 @@ def fc2_step(
         T.device_entry()
         cta = T.cta_id([product.ctas])
         tx = T.thread_id([product.threads])
-        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        arena = T.alloc_buffer((product.shared,), product.element, scope=product.scope)
         product.run(W, ((Hid,), (Residual, X)), arena, cta, tx)
 
     return fc2_step
@@ -289,7 +295,7 @@ def fc2_scaled_step(
     hidden: int,
     dim: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
     spread: Spread | None = None,
 ):
     """x [B, D] float32 = alpha * fc2 hid + residual (rescale_nffn), alpha [D] float32."""
@@ -298,9 +304,9 @@ def fc2_scaled_step(
     def write(others, sums, b, output):
         others[2][b, output] = others[1][output] * sums[0] + others[0][b, output]
 
-    shape = Shape(batch, hidden, dim, dtype)
-    launch, spread = _how(batch, dependent, spread)
-    product = _one_product(shape, Rows(), Ending(write), launch, spread)
+    make = _Maker(batch, dtype, unit, spread)
+    launch = make.launch
+    product = make.one(hidden, dim, Rows(), Ending(write))
 
     @T.prim_func(private=True)
     def fc2_step(hid: T.handle, w: T.handle, residual: T.handle, alpha: T.handle, x: T.handle):
@@ -313,7 +319,7 @@ def fc2_scaled_step(
         T.device_entry()
         cta = T.cta_id([product.ctas])
         tx = T.thread_id([product.threads])
-        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        arena = T.alloc_buffer((product.shared,), product.element, scope=product.scope)
         product.run(W, ((Hid,), (Residual, Alpha, X)), arena, cta, tx)
 
     return fc2_step
@@ -325,7 +331,7 @@ def logits_step(
     dim: int,
     outputs: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
     spread: Spread | None = None,
 ):
     """y [B, V] float32 = w o, o [B, D] of ``dtype``."""
@@ -334,8 +340,9 @@ def logits_step(
     def write(others, sums, b, output):
         others[0][b, output] = sums[0]
 
-    launch, spread = _how(batch, dependent, spread)
-    product = _one_product(Shape(batch, dim, outputs, dtype), Rows(), Ending(write), launch, spread)
+    make = _Maker(batch, dtype, unit, spread)
+    launch = make.launch
+    product = make.one(dim, outputs, Rows(), Ending(write))
 
     @T.prim_func(private=True)
     def logits_step(o: T.handle, w: T.handle, y: T.handle):
@@ -346,7 +353,7 @@ def logits_step(
         T.device_entry()
         cta = T.cta_id([product.ctas])
         tx = T.thread_id([product.threads])
-        arena = T.alloc_buffer((product.shared,), "uint8", scope="shared.dyn")
+        arena = T.alloc_buffer((product.shared,), product.element, scope=product.scope)
         product.run(W, ((Normed,), (Y,)), arena, cta, tx)
 
     return logits_step

@@ -6,17 +6,14 @@ from tvm.script import tirx as T
 
 from ..tensor_core import copy_async
 from .plan import Plan
+from .simt import SimtPlan
 
 _VECTOR = 8  # elements of 16 bytes
+_UNROLLED = 8  # loads of a thread that are sent off together
 
 
 class Rows:
     """Operands are (X [batch, inputs],)."""
-
-    found_bytes = 0
-
-    def fits(self, plan: Plan) -> bool:
-        return True
 
     def stage(self, plan: Plan):
         """An inline (inputs, Staged, tx): the first chunk into Staged [batch, stride]."""
@@ -52,12 +49,20 @@ class Rows:
 
         return copy
 
-    def prepare(self, batch: int, threads: int):
+    def stage_chunk(self, plan: SimtPlan):
+        """An inline (inputs, Staged, first, tx): inputs from ``first`` on into Staged."""
+        width, vectors = plan.width, plan.stride // plan.width
+        count = plan.shape.batch * vectors
+        rounds = -(-count // plan.threads)
+        loop = T.unroll if rounds <= _UNROLLED else T.serial
+
         @T.inline
-        def prepare(operands, Found, tx):
-            T.evaluate(0)
+        def stage_chunk(inputs, Staged, first, tx):
+            for i in loop(rounds):
+                item = T.meta_var(i * plan.threads + tx)
+                k = T.meta_var(item % vectors * width)
+                if T.And(item < count, first + k < plan.shape.inputs):
+                    for j in T.vectorized(width):
+                        Staged[item // vectors, k + j] = inputs[0][item // vectors, first + k + j]
 
-        return prepare
-
-    def value(self, operands, Found, dtype: str, b, k):
-        return T.Cast("float32", operands[0][b, k])
+        return stage_chunk
