@@ -12,10 +12,10 @@ import tvm_ffi
 
 from gecko_mlc.bench import results
 from gecko_mlc.bench.calls import CallClock
-from gecko_mlc.bench.host import Host, Shapes
+from gecko_mlc.bench.gpu import DTYPES, Gpu
+from gecko_mlc.bench.host import Shapes
 from gecko_mlc.bench.timing import Action, Effort, alternate
 from gecko_mlc.runtime.engine import Engine
-from tir_kernels.gpu import cost
 
 COPY_BYTES = 2 * 2**30
 # Copies that keep the device busy for some ten milliseconds, while the host launches a step.
@@ -26,7 +26,6 @@ GRAPH_NODES = 1024
 _RELAXED = 2
 # The side of the square product that stands for the device's multiply rate.
 _SQUARE = 8192
-_DTYPES = {"q0f32": "float32", "q0f16": "float16", "q0bf16": "bfloat16"}
 
 
 class EventTimer:
@@ -141,22 +140,15 @@ class Reader:
         self.action = ways[self.name]
 
 
-class Cuda:
+class Cuda(Gpu):
     """The device of an engine, and PyTorch on it, if any (see ``host.Host``)."""
 
-    steps = 16
-    operation = staticmethod(cost.kernel)
-    forward_costs, decode_costs = staticmethod(cost.prefill), staticmethod(cost.decode)
-    commit_costs = staticmethod(cost.commit)
-    multiplying = Host.multiplying | {"fc1_gated": "fc1"}
-
     def __init__(self, engine: Engine, torch: ModuleType | None, effort: Effort) -> None:
-        self._device, self._torch, self._effort = engine.library.device, torch, effort
-        self._dtype = _DTYPES[engine.metadata["quantization"]]
-        self.name = self._device.device_name.rstrip("\0")
-        self.products = {"library": False}
+        super().__init__(engine)
+        self._torch, self._effort = torch, effort
+        self._dtype = DTYPES[engine.metadata["quantization"]]
         if engine.cublaslt:
-            self.products["cuBLASLt"] = True
+            self.products = {"library": False, "cuBLASLt": True}
         self.reader = Reader(self._device, torch, effort)
 
     def timer(self) -> EventTimer:
@@ -198,9 +190,3 @@ class Cuda:
             self._device.sync()
 
         return Action(run), times
-
-    def reference(self, config) -> None:
-        """The reference is not measured here."""
-
-    def reference_name(self) -> None:
-        return None

@@ -20,10 +20,12 @@ from gecko_mlc.bench import memory, results
 from gecko_mlc.bench.calls import CallClock, recorded
 from gecko_mlc.bench.compiled import Compiled
 from gecko_mlc.bench.cuda import Cuda
+from gecko_mlc.bench.gpu import Gpu
 from gecko_mlc.bench.host import Host
 from gecko_mlc.bench.kernel_clock import KernelClock
 from gecko_mlc.bench.random_parameters import fill_windows
 from gecko_mlc.bench.timing import Action, Effort, Timing, alternate
+from gecko_mlc.bench.vulkan import Vulkan
 from gecko_mlc.config import GeckoConfig
 from gecko_mlc.runtime.engine import Engine
 from tir_kernels.cost import Cost, Span
@@ -52,8 +54,9 @@ class Plan:
         From there on the chunk has room for the steps that are timed as one, without its last
         position, where the memory is updated.
         """
-        steps = (Cuda if device.startswith("cuda") else Host).steps
-        far = 1_000_000 if device.startswith("cuda") else 100_000
+        on_gpu = not device.startswith("cpu")
+        steps = (Gpu if on_gpu else Host).steps
+        far = 1_000_000 if on_gpu else 100_000
         last = config.chunk_size - 1 - steps
         chunk = far // config.chunk_size * config.chunk_size
         return [min(16, config.chunk_size // 2), 2 * config.chunk_size + last, chunk + last]
@@ -157,10 +160,14 @@ class _Bench:
             on_progress("memory")
             self._workspace = memory.workspace(self._compiled, plan.batches)
         on_progress("bandwidth")
-        self.machine: Host | Cuda
+        self.machine: Host | Cuda | Vulkan
         if engine.samples_on_device:
             fill_windows(engine)
+        kind = engine.metadata["target"]["options"]["kind"]
+        if kind == "cuda":
             self.machine = Cuda(engine, _torch_with_cuda() if plan.reference else None, plan.effort)
+        elif kind == "vulkan":
+            self.machine = Vulkan(engine, plan.effort)
         else:
             self.machine = Host(plan.threads, _torch() if plan.reference else None, self._effort)
         self._reader = self.machine.reader
@@ -305,10 +312,12 @@ class _Bench:
         costs = self._compiled.decode_costs(position, batch, self.machine.decode_costs)
         action = self._compiled.decode(self._tokens(1), position, batch)
         description = f"position {position}" + (f", batch {batch}" if batch > 1 else "")
-        if not isinstance(self.machine, Cuda):
+        if isinstance(self.machine, Host):
             return self._step("decode", description, action, costs)
-        step = self._compiled.generate(self._tokens(self.machine.steps), position, batch)
-        return self._replayed_step(self.machine, description, step, action, costs)
+        steps = self._compiled.generate(self._tokens(self.machine.steps), position, batch)
+        if isinstance(self.machine, Cuda):
+            return self._replayed_step(self.machine, description, steps, action, costs)
+        return self._recorded_step(description, steps, action, costs)
 
     def _step(
         self, function: str, description: str, action: Action, costs: Mapping[str, Cost]
@@ -323,6 +332,20 @@ class _Bench:
         kernels = clock.kernels()
         between = clock.between()
         return self._table(function, description, step, kernels, between, bandwidth, costs)
+
+    def _recorded_step(
+        self, description: str, steps: Action, step: Action, costs: Mapping[str, Cost]
+    ) -> results.Step:
+        """``steps`` are as many as the machine times as one; ``step``, kernel by kernel, has a
+        clock around each."""
+        self._on_progress(f"kernels of decode, {description}")
+        clock = self._clock()
+        actions = {"step": steps, "clocked": clock.action(step), "read": self._reader.action}
+        timings = alternate(actions, self._effort)
+        seconds = timings["step"].median / self.machine.steps
+        bandwidth = self._reader.bytes / timings["read"].median
+        kernels = clock.kernels()
+        return self._table("decode", description, seconds, kernels, None, bandwidth, costs)
 
     def _replayed_step(
         self,

@@ -22,9 +22,9 @@ limit is that of main memory: what fits the caches may pass it.
 A preset (tiny, small, 7b) stands for a model of that size with random weights. Without --lib the
 library is compiled for this machine the first time, and the time that takes is reported.
 
-On a CUDA device a preset's weights are made on the device. A step of decode is timed as one of
-many in a row that sample on the device, kernels by CUDA events, and of PyTorch, where it is
-installed, only torch.matmul on the model's shapes.
+On a GPU a preset's weights are made on the device. A step of decode is timed as one of
+many in a row that sample on the device, kernels by the device's own clock, and of PyTorch,
+where it is installed, only torch.matmul on the model's shapes (CUDA).
 
 examples:
   gecko-mlc bench --preset small
@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="type of a preset's matrices (default: q0f32); a model folder has its own",
     )
     parser.add_argument("--lib", type=Path, metavar="FILE", help="library (default: compiled)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, vulkan, or cuda:N, vulkan:N (default: cpu)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--prompt",
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="N",
         help="where to time a step of decode (default: near the start, with full windows, and near "
-        "100 000; 1 000 000 on a CUDA device)",
+        "100 000; 1 000 000 on a GPU)",
     )
     parser.add_argument(
         "--batch",

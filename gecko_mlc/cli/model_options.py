@@ -20,7 +20,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="library made by compile (default: compiled for this machine once, then cached)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, vulkan, or cuda:N, vulkan:N (default: cpu)"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
 

@@ -86,8 +86,9 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(args, slots=SLOTS)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    on_gpu = engine.samples_on_device and torch.cuda.is_available()
-    device = torch.device(args.device if on_gpu else "cpu")
+    device = torch.device("cpu")
+    if engine.samples_on_device and torch.cuda.is_available():
+        device = torch.device(args.device if args.device.startswith("cuda") else "cuda")
     if args.checkpoint is None:
         reference = own_reference(engine, stored_arrays(args.model), device)
     else:

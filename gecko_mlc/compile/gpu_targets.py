@@ -194,9 +194,13 @@ def _device_limits(device: int) -> dict[str, Any]:
     from gecko_mlc.runtime import vulkan
 
     found = vulkan.describe(device)
-    # Kernels exchange values among 32 threads. Smaller subgroups do part of it, larger ones none.
-    sizes = [size for size in found["subgroup_sizes"] if size <= 32]
-    subgroup = max(sizes, default=0)
+    sizes = [found["subgroup"]]
+    if found["subgroup_choice"]:
+        sizes = [
+            size for size in (8, 16, 32) if found["subgroup_min"] <= size <= found["subgroup_max"]
+        ]
+    # Kernels exchange values among 32 threads: smaller subgroups do part of it, larger ones none.
+    subgroup = min(most, 32) if least <= 32 else 0
     return {
         "threads": min(found["threads"], 1024),
         "shared": found["shared"],
