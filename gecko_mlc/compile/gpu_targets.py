@@ -194,11 +194,9 @@ def _device_limits(device: int) -> dict[str, Any]:
     from gecko_mlc.runtime import vulkan
 
     found = vulkan.describe(device)
-    sizes = [found["subgroup"]]
+    least = most = found["subgroup"]
     if found["subgroup_choice"]:
-        sizes = [
-            size for size in (8, 16, 32) if found["subgroup_min"] <= size <= found["subgroup_max"]
-        ]
+        least, most = found["subgroup_min"], found["subgroup_max"]
     # Kernels exchange values among 32 threads: smaller subgroups do part of it, larger ones none.
     subgroup = min(most, 32) if least <= 32 else 0
     return {
