@@ -85,6 +85,7 @@ def test_everything_asked_for_is_there(result: results.Result) -> None:
     assert [(row.prompt, row.tokens) for row in result.generation] == [(3, 2), (130, 2)]
     assert [(step.function, step.description) for step in result.steps] == [
         ("prefill", "130 tokens"), ("decode", "position 5"), ("decode", "position 100030"),
+        ("decode", "position 5, batch 2"), ("decode", "position 100030, batch 2"),
     ]  # fmt: skip
     assert [row.name for row in result.products] == list(cost.PRODUCTS)
     assert set(result.memory.at) == {"5", "100030"}
@@ -97,7 +98,7 @@ def test_everything_asked_for_is_there(result: results.Result) -> None:
 
 
 def test_every_kernel_is_there_as_often_as_it_runs(result: results.Result) -> None:
-    prefill, decode, _ = ({row.name: row for row in step.operations} for step in result.steps)
+    prefill, decode, *_ = ({row.name: row for row in step.operations} for step in result.steps)
     assert set(prefill) == KERNELS | {"last_row", "memory_commit"}
     assert set(decode) == KERNELS
     # 130 tokens are three pieces of a chunk of 64 at most; the second ends chunk 1.
