@@ -1,13 +1,20 @@
-"""Small kernels for a Vulkan device, and modules of kind ``vulkan`` made of them."""
+"""A Vulkan device for tests, small kernels for it, and modules of kind ``vulkan`` made of them."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import struct
 import subprocess
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import pytest
+import tvm
+import tvm_ffi
+
+from gecko_mlc.runtime import vulkan
 
 THREADS = 64
 
@@ -125,6 +132,26 @@ NOTHING_NEEDED = {
 }
 
 
+def device(index: int = 0):
+    """Device ``vulkan:index``; without one a test fails and says what to install."""
+    try:
+        vulkan.load_runtime()
+    except vulkan.VulkanError as error:
+        pytest.fail(f"{error}\napt-get install libvulkan1 mesa-vulkan-drivers")
+    return tvm.runtime.device("vulkan", index)
+
+
+def load(data: bytes):
+    """The module of these bytes, as TVM loads it from a library."""
+    device()
+    return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.vulkan")(data)
+
+
+def address(tensor) -> ctypes.c_void_p:
+    """A tensor as host code gives it to a kernel."""
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
 class Kernel(NamedTuple):
     """SPIR-V and what the runtime has to know of it."""
 
@@ -132,9 +159,11 @@ class Kernel(NamedTuple):
     row: dict[str, Any]
 
 
-def axpy(folder: Path, block: str = "push", **changes: Any) -> Kernel:
+def axpy(folder: Path, block: str = "push", capability: str = "", **changes: Any) -> Kernel:
     """o += a * scale; arguments a, o, scale, n, then blockIdx.x and threadIdx.x."""
-    text = _AXPY.format(**(_IN_PUSH if block == "push" else _IN_MEMORY))
+    if capability:
+        capability = f"OpCapability {capability}"
+    text = capability + _AXPY.format(**(_IN_PUSH if block == "push" else _IN_MEMORY))
     row = {
         "threads": [THREADS, 1, 1],
         "arguments": ["address", "address", "float32", "int32"],

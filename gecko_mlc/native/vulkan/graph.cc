@@ -13,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include "active_device.h"
 #include "capture.h"
 #include "queue.h"
 #include "runtime.h"
@@ -56,6 +55,15 @@ class Graph {
   std::shared_ptr<CommandPool> pool_;
   std::shared_ptr<Recording> recording_;
 };
+
+// The number of the Vulkan device that a virtual machine runs on.
+int DeviceOf(const vm::VirtualMachine& machine) {
+  for (const tvm::Device& device : machine.devices) {
+    if (device.device_type == kDLVulkan) return device.device_id;
+  }
+  TVM_FFI_THROW(RuntimeError) << "a graph for device vulkan in a virtual machine without one";
+  TVM_FFI_UNREACHABLE();
+}
 
 struct Captured {
   std::unique_ptr<Graph> graph;
@@ -100,7 +108,7 @@ class GraphsNode : public vm::VMExtensionNode {
   static Captured Record(vm::VirtualMachine* machine, const ffi::ObjectRef& function,
                          const ffi::Array<ffi::Any>& arguments) {
     std::vector<ffi::AnyView> views(arguments.begin(), arguments.end());
-    auto graph = std::make_unique<Graph>(Runtime::Global().shared_device(ActiveDevice()));
+    auto graph = std::make_unique<Graph>(Runtime::Global().shared_device(DeviceOf(*machine)));
     ffi::Any result;
     {
       Capture capture(graph->device(), graph->recording());

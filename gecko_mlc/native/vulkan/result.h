@@ -10,8 +10,8 @@ namespace gecko_mlc::vulkan {
 
 // What to do where Vulkan or a driver for it is missing.
 constexpr const char* kInstall =
-    "install libvulkan1 and a driver (NVIDIA's own; mesa-vulkan-drivers for AMD, Intel and, on the "
-    "processor, lavapipe)";
+    "install libvulkan1 and a driver, NVIDIA's own or mesa-vulkan-drivers (for AMD, Intel, and "
+    "lavapipe, which needs no GPU)";
 
 // The name of a result in Vulkan's specification.
 const char* Name(VkResult result);
