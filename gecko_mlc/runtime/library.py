@@ -13,7 +13,7 @@ import tvm
 from tvm.runtime import vm
 
 from gecko_mlc.config import FORMAT_VERSION, GeckoConfig
-from gecko_mlc.runtime import cuda, machine, vulkan
+from gecko_mlc.runtime import cuda, machine, metal, vulkan
 
 # The device that code of a TVM target kind runs on.
 _DEVICES = {"llvm": "cpu", "cuda": "cuda", "vulkan": "vulkan", "metal": "metal"}
@@ -162,6 +162,8 @@ def _device(name: str):
         elif kind == "vulkan":
             vulkan.load_runtime()
             vulkan.describe(index)
+        elif kind == "metal":
+            metal.load_runtime()
         device = tvm.runtime.device(kind, index)
     except (ValueError, RuntimeError, AttributeError) as error:
         raise LibraryError(f"no device {name!r}: {error}") from error

@@ -77,12 +77,16 @@ class Staging:
     """Host memory that a CUDA or Vulkan device reaches, for copies that do not wait.
 
     ``host`` is a NumPy view of it. What a copy in flight reads or writes is not to be touched:
-    the caller knows when the copy is over.
+    the caller knows when the copy is over. TVM's Metal runtime has no such memory: it keeps a copy
+    of what is sent, and waits for what it receives.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: str, device) -> None:
-        if device.dlpack_device_type() == tvm_ffi.DLDeviceType.kDLVulkan:
+        kind = device.dlpack_device_type()
+        if kind == tvm_ffi.DLDeviceType.kDLVulkan:
             self._tensor = vulkan.host_tensor(device.index, shape, dtype)
+        elif kind == tvm_ffi.DLDeviceType.kDLMetal:
+            self._tensor = tvm.runtime.empty(shape, dtype, tvm.runtime.cpu())
         else:
             locked = tvm.runtime.device(tvm_ffi.DLDeviceType.kDLCUDAHost, device.index)
             self._tensor = tvm.runtime.empty(shape, dtype, locked)

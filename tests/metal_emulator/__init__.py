@@ -18,6 +18,16 @@ from metal_emulator.saved_module import read_module
 from metal_emulator.translate import translate
 
 ORDERS = ("forward", "reverse", "shuffled")
+TARGET = tvm.target.Target(
+    {
+        "kind": "metal",
+        "thread_warp_size": 32,
+        "max_num_threads": 256,
+        "max_shared_memory_per_block": 32 << 10,
+        "max_function_args": 31,
+    },
+    host="llvm",
+)
 
 _NATIVE = Path(__file__).parent / "native"
 _SCHEDULER = Path(native_build.__file__).parent / "native"
@@ -41,6 +51,7 @@ _KERNEL_OPTIONS = [
     "-Werror",
     "-Wno-unused",
     "-Wno-attributes",
+    "-Wno-literal-suffix",
     "-Wno-maybe-uninitialized",
     "-Wno-uninitialized",
     "-ffinite-math-only",

@@ -33,7 +33,8 @@ def read_module(data: bytes) -> list[SavedKernel]:
             raise ValueError(f"kernel {name} is listed as {key}")
         types = [reader.type() for _ in range(reader.count())]
         launch = [reader.text() for _ in range(reader.count())]
-        if tags := [reader.word("<i") for _ in range(reader.count())]:
+        tags = [reader.word("<i") for _ in range(reader.count())]
+        if any(tags):
             raise ValueError(f"kernel {name} has arguments of a special kind: {tags}")
         table[name] = types, launch
     sources = {reader.text(): reader.text() for _ in range(reader.count())}

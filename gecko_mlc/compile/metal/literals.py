@@ -7,7 +7,6 @@ import struct
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Call
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="gecko_mlc.exact_literals")

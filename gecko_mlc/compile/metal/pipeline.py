@@ -7,6 +7,7 @@ from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
 from gecko_mlc.compile.metal.alignment import show_alignment
+from gecko_mlc.compile.metal.bfloat import bfloat16_as_bits
 from gecko_mlc.compile.metal.functions import replace_functions
 from gecko_mlc.compile.metal.limits import check_limits
 from gecko_mlc.compile.metal.literals import exact_literals
@@ -21,14 +22,17 @@ def metal_pipeline():
     """What TVM asks of a TIR pipeline: its pass, and the passes that end a host's and a device's
     module.
     """
-    passes, host, finalize_device = portable_pipeline()
+    passes, finalize_host, finalize_device = portable_pipeline()
+
+    def host():
+        # LLVM's code generator knows no pointer to bfloat16, not even one that it only passes on.
+        return tvm.transform.Sequential([tirx.transform.BF16StorageLegalize(), finalize_host()])
 
     def device():
         return tvm.transform.Sequential(
             [
-                # The runtime compiles MSL 2.3, which has no bfloat: its bits are integers.
-                tirx.transform.BF16StorageLegalize(),
                 finalize_device(),
+                bfloat16_as_bits,
                 replace_functions,
                 scalar_registers,
                 show_alignment,

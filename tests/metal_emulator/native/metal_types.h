@@ -98,3 +98,5 @@ EMULATOR_VECTORS(ulong)
 EMULATOR_VECTORS(half)
 EMULATOR_VECTORS(float)
 #undef EMULATOR_VECTORS
+
+constexpr half operator""h(long double x) { return half(x); }

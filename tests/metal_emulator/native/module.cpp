@@ -122,7 +122,10 @@ class Module final : public ffi::ModuleObj {
   }
 
   const char* kind() const final { return "metal"; }
-  int GetPropertyMask() const final { return ffi::Module::kRunnable; }
+  // As of the module that the runtime makes on a Mac; this one is not saved.
+  int GetPropertyMask() const final {
+    return ffi::Module::kBinarySerializable | ffi::Module::kRunnable;
+  }
   ffi::Optional<ffi::Function> GetFunction(const ffi::String& name) final {
     return functions_.Get(name);
   }
