@@ -190,25 +190,32 @@ class CooperativeTile:
                 return right(operands, chunk * CHUNK, step, row)
             return right(operands, row, step, chunk * CHUNK)
 
-        def words(place):
+        def words(buffer, indices):
             """A chunk of 16-bit elements as words."""
-            buffer, indices, inside = place
-            wide = [*indices[:-1], T.Ramp(indices[-1], 1, CHUNK)]
-            value = T.reinterpret(f"uint32x{_WORDS}", buffer[tuple(wide)])
+            # The compiler must see that it is aligned, or it loads single elements.
+            *outer, last = indices
+            chunk = buffer[(*outer, T.Ramp(last // CHUNK * CHUNK, 1, CHUNK))]
+            return T.reinterpret(f"uint32x{_WORDS}", chunk)
+
+        @T.inline
+        def load_chunk(values, number: int, buffer, indices, inside):
+            target = T.meta_var(T.Ramp(number * _WORDS, 1, _WORDS))
             if inside is None:
-                return value
-            return T.if_then_else(inside, value, T.Broadcast(T.uint32(0), _WORDS))
+                values[target] = words(buffer, indices)
+            else:
+                if inside:
+                    values[target] = words(buffer, indices)
+                else:
+                    values[target] = T.Broadcast(T.uint32(0), _WORDS)
 
         @T.inline
         def fetch(operands, next_left, next_right, step, tx):
             for i in T.unroll(left_loads):
-                next_left[T.Ramp(i * _WORDS, 1, _WORDS)] = words(
-                    left_chunk(operands, step, tx + i * threads)
-                )
+                found = T.meta_var(left_chunk(operands, step, tx + i * threads))
+                load_chunk(next_left, i, found[0], found[1], found[2])
             for i in T.unroll(right_loads):
-                next_right[T.Ramp(i * _WORDS, 1, _WORDS)] = words(
-                    right_chunk(operands, step, tx + i * threads)
-                )
+                found = T.meta_var(right_chunk(operands, step, tx + i * threads))
+                load_chunk(next_right, i, found[0], found[1], found[2])
 
         @T.inline
         def put(shared, base, values, loads: int, row_chunks: int, stride: int, tx):

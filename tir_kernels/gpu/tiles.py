@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .cooperative import CooperativeTile, cooperative_tile
 from .register_tile import RegisterTile
 from .tensor_core import TensorTile
 from .unit import GpuUnit
 
-Tile = TensorTile | RegisterTile
+Tile = TensorTile | CooperativeTile | RegisterTile
 
 
 def product_tile(unit: GpuUnit, dtype: str, ptx: TensorTile, aligned: bool) -> Tile:
@@ -15,7 +16,10 @@ def product_tile(unit: GpuUnit, dtype: str, ptx: TensorTile, aligned: bool) -> T
     ``aligned``: every eight elements of an operand that a tile may ask for begin at a multiple of
     eight, and none of them or all exist. Without that, and in float32, no tensor core serves.
     """
-    if unit.ptx and aligned and dtype != "float32":
-        return ptx
+    if aligned and dtype != "float32":
+        if unit.ptx:
+            return ptx
+        if unit.tensor_cores == "cooperative":
+            return cooperative_tile(unit, dtype, ptx.rows, ptx.columns, ptx.right_by_depth)
     group = (4 if dtype == "float32" else 8) if aligned else 1
     return RegisterTile(dtype, min(256, unit.threads), group, ptx.right_by_depth)

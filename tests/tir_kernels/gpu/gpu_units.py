@@ -1,4 +1,6 @@
-"""The GPUs that kernels are tested for: NVIDIA since sm_80, the least there is, a large one."""
+"""The GPUs that kernels are tested for: NVIDIA since sm_80, the least there is, a large one, and a
+large one with cooperative matrices.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from tir_kernels.gpu.unit import SM80, GpuUnit
 LEAST = GpuUnit(None, threads=128, shared=16 * 1024)
 LARGE = GpuUnit(None, threads=1024, shared=48 * 1024)
 
-UNITS = {"sm_80": SM80, "least": LEAST, "large": LARGE}
+COOPERATIVE = GpuUnit("cooperative", threads=1024, shared=48 * 1024)
+
+UNITS = {"sm_80": SM80, "least": LEAST, "large": LARGE, "cooperative": COOPERATIVE}
 
 
 def with_units(cases: dict, units: dict[str, GpuUnit] = UNITS) -> list:
