@@ -9,6 +9,7 @@ from tvm.script import tirx as T
 from ..vector_math import f32
 from .elementary import silu
 from .head_lanes import HeadTransform, head_lanes
+from .unit import GpuUnit
 from .vectors import Vectors, vector_width
 
 _THREADS = 256
@@ -26,6 +27,7 @@ def attention_inputs(
     eps: float,
     layers: int,
     dtype: str,
+    unit: GpuUnit,
 ):
     """Queries [3, m, S] (own chunk, previous chunk, memory features); k, ak, v into the rings.
 
@@ -35,6 +37,7 @@ def attention_inputs(
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     angles = 2 * ((z_head + 1) // 2)
+    threads = unit.cta(_THREADS)
     layout = head_lanes(z_head, dtype)
     lanes, held, slices, width = layout.lanes, layout.held, layout.slices, layout.width
     transform = HeadTransform(layout, heads, rope_heads, eps)
@@ -42,8 +45,8 @@ def attention_inputs(
     z_vectors, bias_vectors = Vectors(z_access, dtype), Vectors(width, "float32")
     v_width = vector_width(dtype, value_dim)
     v_vectors, v_bias_vectors = Vectors(v_width, dtype), Vectors(v_width, "float32")
-    together = _THREADS // lanes  # heads of one CTA
-    tile = _THREADS * _VECTORS  # vectors of values of one CTA
+    together = threads // lanes  # heads of one CTA
+    tile = threads * _VECTORS  # vectors of values of one CTA
     # CTAs for values to each one for heads.
     share = -(-value_dim // v_width * together // (heads * tile))
 
@@ -131,7 +134,7 @@ def attention_inputs(
         raw = T.alloc_local((_VECTORS * v_width,), dtype)
         bias = T.alloc_local((v_width,), "float32")
         for i in T.unroll(_VECTORS):
-            number = T.meta_var(T.min(vector + i * _THREADS, m * (value_dim // v_width) - 1))
+            number = T.meta_var(T.min(vector + i * threads, m * (value_dim // v_width) - 1))
             v_vectors.load_row(
                 raw,
                 i * v_width,
@@ -140,7 +143,7 @@ def attention_inputs(
                 T.truncmod(number, value_dim // v_width) * v_width,
             )
         for i in T.unroll(_VECTORS):
-            number = T.meta_var(vector + i * _THREADS)
+            number = T.meta_var(vector + i * threads)
             if number < m * (value_dim // v_width):
                 v_bias_vectors.load(
                     bias, 0, BiasV, T.truncmod(number, value_dim // v_width) * v_width
@@ -193,7 +196,7 @@ def attention_inputs(
         T.device_entry()
         # CTAs of both kinds side by side: the one's computation hides behind the other's memory.
         number = T.cta_id([T.ceildiv(m * heads, together) * (1 + share)])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
         Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
         slot = Slots[0]
         first = T.truncmod(Position[slot], 2 * chunk)

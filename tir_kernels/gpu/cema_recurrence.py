@@ -14,154 +14,148 @@ from tvm.script import tirx as T
 
 from ..vector_math import f32, total
 from .reduce import warp_reduce
-from .vectors import Vectors, vector_width
+from .unit import GpuUnit
 
 _CHANNELS = 16  # of a CTA: 32 bytes of a row of half precision
 _THREADS = 512
 _THREAD_MODES = 8  # at most, so that state and coefficients stay in registers
-_STEPS = 2048  # that a CTA holds in shared memory at a time
+_AHEAD = 8  # steps whose x a thread fetches together
 
 
 @functools.cache
-def recurrence(dim: int, modes: int, layers: int, dtype: str):
+def recurrence(dim: int, modes: int, layers: int, dtype: str, unit: GpuUnit):
     """x, y [m, D]; p [D, N], q and gamma [D, N, 2]; state h [layers, slots, D, N, 2]."""
     # The modes of a channel are spread over adjacent lanes: lane s has modes s, s + spread, ...
     spread = 1 << (-(-modes // _THREAD_MODES) - 1).bit_length()
-    own = -(-modes // spread)  # modes of a thread
-    lanes = _CHANNELS * spread  # threads of a block
-    blocks = _THREADS // lanes
-    width = vector_width(dtype, _CHANNELS, dim)
-    pieces = _CHANNELS // width
-    vectors = Vectors(width, dtype)
+    own = -(-modes // spread)  # modes of a thread, which leaves their states in shared memory
+    most = unit.cta(min(_THREADS, unit.shared // (8 * own)))
+    channels = min(_CHANNELS, most // spread)
+    lanes = channels * spread  # threads of a block
+    blocks = most // lanes
+    threads = blocks * lanes
     reduce = warp_reduce(total, spread)
 
-    @T.inline
-    def power(Base, Result, exponent):
-        """Result = Base^exponent for a complex number in double, exponent <= _STEPS / blocks."""
-        re = T.alloc_local((1,), "float64")
-        Result[0] = T.float64(1)
-        Result[1] = T.float64(0)
-        for i in T.serial((_STEPS // blocks).bit_length()):
-            if (exponent >> i) % 2 == 1:
-                re[0] = Result[0] * Base[0] - Result[1] * Base[1]
-                Result[1] = Result[0] * Base[1] + Result[1] * Base[0]
-                Result[0] = re[0]
-            re[0] = Base[0] * Base[0] - Base[1] * Base[1]
-            Base[1] = T.float64(2) * Base[0] * Base[1]
-            Base[0] = re[0]
+    def mode(k, lane):
+        """The number of a lane's mode ``k``; not below ``modes`` if there is no such mode."""
+        return k * spread + lane % spread
 
     @T.inline
-    def stage(P, Q, Gamma, Ps, Qs, Gammas, c0, tx):
-        """The coefficients [own, lanes] of the CTA's channels; zero where there is no mode."""
-        for i in T.serial(T.ceildiv(own * lanes, _THREADS)):
-            item = T.meta_var(i * _THREADS + tx)
-            k = T.meta_var(item // lanes)
-            lane = T.meta_var(item % lanes)
-            if item < own * lanes:
-                c = T.meta_var(c0 + lane // spread)
-                n = T.meta_var(k * spread + lane % spread)
-                if c < dim and n < modes:
-                    Ps[k, lane] = P[c, n]
-                    for part in T.vectorized(2):
-                        Qs[k, lane, part] = Q[c, n, part]
-                    for part in T.vectorized(2):
-                        Gammas[k, lane, part] = Gamma[c, n, part]
-                else:
-                    Ps[k, lane] = f32(0.0)
-                    for part in T.vectorized(2):
-                        Qs[k, lane, part] = f32(0.0)
-                    for part in T.vectorized(2):
-                        Gammas[k, lane, part] = f32(0.0)
+    def load(Coefficients, parts, into, c, lane):
+        """``into`` [own, parts] = the coefficients of a lane's modes; zero where there is none."""
+        for k in T.unroll(own):
+            if mode(k, lane) < modes:
+                for part in T.vectorized(parts):
+                    into[k * parts + part] = Coefficients[
+                        (c * modes + mode(k, lane)) * parts + part
+                    ]
+            else:
+                for part in T.unroll(parts):
+                    into[k * parts + part] = f32(0.0)
 
     @T.inline
-    def ends(Tile, Ps, Qs, States, block, lane, length, steps):
+    def follow(X, c, first, length, m, advance):
+        """``advance(t, x)`` for each step t of a block, and a few more, all threads together."""
+        raw = T.alloc_local((_AHEAD,), dtype)
+        for some in T.serial(T.ceildiv(length, _AHEAD)):
+            for u in T.unroll(_AHEAD):
+                raw[u] = X[T.min(first + some * _AHEAD + u, m - 1), c]
+            for u in T.unroll(_AHEAD):
+                advance(some * _AHEAD + u, T.Cast("float32", raw[u]))
+
+    @T.inline
+    def ends(X, Ps, Qs, States, c, block, lane, length, steps, m):
         """States[block] = the state at the end of the block, from zero at its start."""
-        hr = T.alloc_local((own,), "float32")
-        hi = T.alloc_local((own,), "float32")
-        qr = T.alloc_local((own,), "float32")
-        qi = T.alloc_local((own,), "float32")
+        h = T.alloc_local((2 * own,), "float32")
+        q = T.alloc_local((2 * own,), "float32")
+        p = T.alloc_local((own,), "float32")
+        load(Qs, 2, q, c, lane)
+        load(Ps, 1, p, c, lane)
+        for k in T.unroll(2 * own):
+            h[k] = f32(0.0)
+
+        @T.inline
+        def advance(t, x):
+            if t < steps:
+                for k in T.unroll(own):
+                    re, im = T.meta_var(2 * k), T.meta_var(2 * k + 1)
+                    turned: T.float32 = q[re] * h[re] + (x - q[im] * h[im])
+                    h[im] = q[re] * h[im] + q[im] * h[re]
+                    h[re] = turned
+
+        follow(X, c, block * length, length, m, advance)
         for k in T.unroll(own):
-            qr[k] = Qs[k, lane, 0]
-            qi[k] = Qs[k, lane, 1]
-            hr[k] = f32(0.0)
-            hi[k] = f32(0.0)
-        for t in T.serial(steps):
-            value: T.float32 = T.Cast("float32", Tile[block * length + t, lane // spread])
-            for k in T.unroll(own):
-                turned: T.float32 = qr[k] * hr[k] + (value - qi[k] * hi[k])
-                hi[k] = qr[k] * hi[k] + qi[k] * hr[k]
-                hr[k] = turned
-        for k in T.unroll(own):
-            States[block, k, lane, 0] = Ps[k, lane] * hr[k]
-            States[block, k, lane, 1] = Ps[k, lane] * hi[k]
+            for part in T.unroll(2):
+                States[block, k, lane, part] = p[k] * h[2 * k + part]
 
     @T.inline
     def carry(Qs, States, H, layer, slot, c0, length, tx):
         """States[block] becomes the state before the block."""
-        base = T.alloc_local((2,), "float64")
-        decay = T.alloc_local((2,), "float64")
-        for i in T.serial(T.ceildiv(own * lanes, _THREADS)):
-            item = T.meta_var(i * _THREADS + tx)
+        q = T.alloc_local((2,), "float32")
+        decay = T.alloc_local((2,), "float32")
+        h = T.alloc_local((2,), "float32")
+        for i in T.serial(T.ceildiv(own * lanes, threads)):
+            item = T.meta_var(i * threads + tx)
             k = T.meta_var(item // lanes)
             lane = T.meta_var(item % lanes)
-            if item < own * lanes:
-                c = T.meta_var(c0 + lane // spread)
-                n = T.meta_var(k * spread + lane % spread)
-                base[0] = T.Cast("float64", Qs[k, lane, 0])
-                base[1] = T.Cast("float64", Qs[k, lane, 1])
-                power(base, decay, length)
-                dr: T.float32 = T.Cast("float32", decay[0])
-                di: T.float32 = T.Cast("float32", decay[1])
-                hr: T.float32 = f32(0.0)
-                hi: T.float32 = f32(0.0)
-                if c < dim and n < modes:
-                    hr = H[layer, slot, c, n, 0]
-                    hi = H[layer, slot, c, n, 1]
+            c = T.meta_var(c0 + lane // spread)
+            if T.And(item < own * lanes, T.And(c < dim, mode(k, lane) < modes)):
+                for part in T.vectorized(2):
+                    q[part] = Qs[(c * modes + mode(k, lane)) * 2 + part]
+                for part in T.vectorized(2):
+                    h[part] = H[layer, slot, c, mode(k, lane), part]
+                # q^length, as exact as the recurrence itself: powers by squaring are less so.
+                decay[0] = f32(1.0)
+                decay[1] = f32(0.0)
+                for _ in T.serial(length):
+                    turned: T.float32 = q[0] * decay[0] - q[1] * decay[1]
+                    decay[1] = q[0] * decay[1] + q[1] * decay[0]
+                    decay[0] = turned
                 for block in T.unroll(blocks):
-                    er: T.float32 = States[block, k, lane, 0]
-                    ei: T.float32 = States[block, k, lane, 1]
-                    States[block, k, lane, 0] = hr
-                    States[block, k, lane, 1] = hi
-                    er = dr * hr + (er - di * hi)
-                    hi = dr * hi + (di * hr + ei)
-                    hr = er
+                    end_re: T.float32 = States[block, k, lane, 0]
+                    end_im: T.float32 = States[block, k, lane, 1]
+                    States[block, k, lane, 0] = h[0]
+                    States[block, k, lane, 1] = h[1]
+                    end_re = decay[0] * h[0] + (end_re - decay[1] * h[1])
+                    h[1] = decay[0] * h[1] + (decay[1] * h[0] + end_im)
+                    h[0] = end_re
 
     @T.inline
-    def outputs(Tile, Ps, Qs, Gammas, States, H, layer, slot, c0, block, lane, length, steps, last):
-        """Tile becomes y; the last block leaves its end in the slot's state."""
-        hr = T.alloc_local((own,), "float32")
-        hi = T.alloc_local((own,), "float32")
-        qr = T.alloc_local((own,), "float32")
-        qi = T.alloc_local((own,), "float32")
-        gr = T.alloc_local((own,), "float32")
-        gi = T.alloc_local((own,), "float32")
+    def outputs(
+        X, Y, Ps, Qs, Gammas, States, H, layer, slot, c, exists, block, lane, length, steps, m
+    ):
+        """y of the block; the last block leaves its end in the slot's state."""
+        h = T.alloc_local((2 * own,), "float32")
+        q = T.alloc_local((2 * own,), "float32")
+        gamma = T.alloc_local((2 * own,), "float32")
         p = T.alloc_local((own,), "float32")
         emitted = T.alloc_local((1,), "float32")
+        load(Qs, 2, q, c, lane)
+        load(Gammas, 2, gamma, c, lane)
+        load(Ps, 1, p, c, lane)
         for k in T.unroll(own):
-            p[k] = Ps[k, lane]
-            qr[k] = Qs[k, lane, 0]
-            qi[k] = Qs[k, lane, 1]
-            gr[k] = Gammas[k, lane, 0]
-            gi[k] = Gammas[k, lane, 1]
-            hr[k] = States[block, k, lane, 0]
-            hi[k] = States[block, k, lane, 1]
-        for t in T.serial(steps):
-            value: T.float32 = T.Cast("float32", Tile[block * length + t, lane // spread])
+            for part in T.unroll(2):
+                h[2 * k + part] = States[block, k, lane, part]
+
+        @T.inline
+        def advance(t, x):
             emitted[0] = f32(0.0)
-            for k in T.unroll(own):
-                turned: T.float32 = qr[k] * hr[k] + (p[k] * value - qi[k] * hi[k])
-                hi[k] = qr[k] * hi[k] + qi[k] * hr[k]
-                hr[k] = turned
-                emitted[0] = emitted[0] + gr[k] * hr[k] - gi[k] * hi[k]
+            if t < steps:
+                for k in T.unroll(own):
+                    re, im = T.meta_var(2 * k), T.meta_var(2 * k + 1)
+                    turned: T.float32 = q[re] * h[re] + (p[k] * x - q[im] * h[im])
+                    h[im] = q[re] * h[im] + q[im] * h[re]
+                    h[re] = turned
+                    emitted[0] = emitted[0] + gamma[re] * h[re] - gamma[im] * h[im]
             reduce(emitted)
-            T.cuda.warp_sync()  # other lanes have read the value that y replaces
-            if lane % spread == 0:
-                Tile[block * length + t, lane // spread] = T.Cast(dtype, emitted[0] + value)
-        if block == last and c0 + lane // spread < dim:
+            if T.And(t < steps, T.And(exists, lane % spread == 0)):
+                Y[block * length + t, c] = T.Cast(dtype, emitted[0] + x)
+
+        follow(X, c, block * length, length, m, advance)
+        if T.And(exists, block == (m - 1) // length):
             for k in T.unroll(own):
-                if k * spread + lane % spread < modes:
-                    H[layer, slot, c0 + lane // spread, k * spread + lane % spread, 0] = hr[k]
-                    H[layer, slot, c0 + lane // spread, k * spread + lane % spread, 1] = hi[k]
+                if mode(k, lane) < modes:
+                    for part in T.vectorized(2):
+                        H[layer, slot, c, mode(k, lane), part] = h[2 * k + part]
 
     @T.prim_func(private=True)
     def cema(
@@ -185,46 +179,26 @@ def recurrence(dim: int, modes: int, layers: int, dtype: str):
         H = T.match_buffer(h, (layers, num_slots, dim, modes, 2), "float32")
         Y = T.match_buffer(y, (m, dim), dtype)
         T.device_entry()
-        cta = T.cta_id([T.ceildiv(dim, _CHANNELS)])
-        tx = T.thread_id([_THREADS])
-        pool = T.SMEMPool()
-        Tile = pool.alloc((_STEPS, _CHANNELS), dtype, align=16)
-        States = pool.alloc((blocks, own, lanes, 2), "float32", align=16)
-        Qs = pool.alloc((own, lanes, 2), "float32", align=16)
-        Gammas = pool.alloc((own, lanes, 2), "float32", align=16)
-        Ps = pool.alloc((own, lanes), "float32", align=16)
-        pool.commit()
+        cta = T.cta_id([T.ceildiv(dim, channels)])
+        tx = T.thread_id([threads])
+        Ps = T.decl_buffer((dim * modes,), "float32", data=P.data)
+        Qs = T.decl_buffer((2 * dim * modes,), "float32", data=Q.data)
+        Gammas = T.decl_buffer((2 * dim * modes,), "float32", data=Gamma.data)
+        States = T.alloc_shared((blocks, own, lanes, 2), "float32")
         slot: T.int32 = Slots[0]
-        c0 = T.meta_var(cta * _CHANNELS)
         block = T.meta_var(tx // lanes)
         lane = T.meta_var(tx % lanes)
-        values = T.alloc_local((width,), dtype)
-        stage(P, Q, Gamma, Ps, Qs, Gammas, c0, tx)
-        for segment in T.serial(T.ceildiv(m, _STEPS)):
-            rows: T.int32 = T.min(_STEPS, m - segment * _STEPS)
-            length: T.int32 = T.ceildiv(rows, blocks)
-            steps: T.int32 = T.max(0, T.min(length, rows - block * length))
-            for i in T.serial(T.ceildiv(rows * pieces, _THREADS)):
-                item = T.meta_var(i * _THREADS + tx)
-                column = T.meta_var(c0 + item % pieces * width)
-                if item < rows * pieces and column < dim:
-                    vectors.load_row(values, 0, X, segment * _STEPS + item // pieces, column)
-                    vectors.store_row(Tile, item // pieces, item % pieces * width, values, 0)
-            T.tvm_storage_sync("shared")
-            ends(Tile, Ps, Qs, States, block, lane, length, steps)
-            T.tvm_storage_sync("shared")
-            carry(Qs, States, H, layer, slot, c0, length, tx)
-            T.tvm_storage_sync("shared")
-            outputs(
-                Tile, Ps, Qs, Gammas, States, H, layer, slot, c0, block, lane, length, steps,
-                (rows - 1) // length,
-            )  # fmt: skip
-            T.tvm_storage_sync("shared")
-            for i in T.serial(T.ceildiv(rows * pieces, _THREADS)):
-                item = T.meta_var(i * _THREADS + tx)
-                column = T.meta_var(c0 + item % pieces * width)
-                if item < rows * pieces and column < dim:
-                    vectors.load_row(values, 0, Tile, item // pieces, item % pieces * width)
-                    vectors.store_row(Y, segment * _STEPS + item // pieces, column, values, 0)
+        # Past the end, the last channel again.
+        c = T.meta_var(T.min(cta * channels + lane // spread, dim - 1))
+        exists = T.meta_var(cta * channels + lane // spread < dim)
+        length: T.int32 = T.ceildiv(m, blocks)
+        steps: T.int32 = T.max(0, T.min(length, m - block * length))
+        ends(X, Ps, Qs, States, c, block, lane, length, steps, m)
+        T.tvm_storage_sync("shared")
+        carry(Qs, States, H, layer, slot, cta * channels, length, tx)
+        T.tvm_storage_sync("shared")
+        outputs(
+            X, Y, Ps, Qs, Gammas, States, H, layer, slot, c, exists, block, lane, length, steps, m
+        )
 
     return cema

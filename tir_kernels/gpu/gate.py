@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from .elementary import silu
 from .vectors import vector_width
 
-_THREADS = 256
+_THREADS = 128
 
 
 @functools.cache

@@ -96,22 +96,23 @@ class GpuKernels:
             c.timenorm_num_groups,
             self._betas,
             c.num_layers + 1,
+            self.unit,
             self.dtype if terms > 1 else None,
             terms > 2,
         )
 
     def timenorm(self):
-        return timestep_norm.apply(*self._time_norm, self.dtype)
+        return timestep_norm.apply(*self._time_norm, self.dtype, self.unit)
 
     def cema(self):
         c = self.config
-        return cema.cema(c.model_dim, c.cema_ndim, c.num_layers, self.dtype)
+        return cema.cema(c.model_dim, c.cema_ndim, c.num_layers, self.dtype, self.unit)
 
     def rmsnorm(self):
-        return norms.rms_norm(*self._norm_groups, self.dtype)
+        return norms.rms_norm(*self._norm_groups, self.dtype, self.unit)
 
     def layernorm(self):
-        return norms.layer_norm(*self._norm_groups, self.projected, self.dtype)
+        return norms.layer_norm(*self._norm_groups, self.projected, self.dtype, self.unit)
 
     def gate(self):
         return gate.gate(self.config.ffn_hidden_dim, self.config.swiglu, self.dtype)
@@ -144,6 +145,7 @@ class GpuKernels:
             c.norm_eps,
             c.num_layers,
             self.dtype,
+            self.unit,
         )
 
     @property
@@ -201,13 +203,11 @@ class GpuKernels:
             c.num_layers,
             batch,
             self.dtype,
-            self.unit.dependent_launch,
+            self.unit,
         )
 
     def timenorm_step(self, batch: int):
-        return mega_step.timenorm_step(
-            *self._time_norm, batch, self.dtype, self.unit.dependent_launch
-        )
+        return mega_step.timenorm_step(*self._time_norm, batch, self.dtype, self.unit)
 
     def norms_fused(self, batch: int) -> bool:
         """Whether a step's products normalise their inputs themselves."""
@@ -227,7 +227,7 @@ class GpuKernels:
     def attention_partials(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the partial results of ``attention_step``, and of their scales."""
         c = self.config
-        rows = decode.attention_splits(batch, c.num_heads, c.chunk_size) + 1
+        rows = decode.attention_splits(batch, c.num_heads, c.chunk_size, self.unit) + 1
         return [batch, c.num_heads, rows, c.v_head_dim], [batch, c.num_heads, rows, 2]
 
     def attention_step(self, batch: int):
@@ -241,13 +241,13 @@ class GpuKernels:
             c.norm_eps,
             c.num_layers,
             self.dtype,
-            self.unit.dependent_launch,
+            self.unit,
         )
 
     def attention_combine(self, batch: int):
         c = self.config
         return decode.attention_combine(
-            batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self.unit.dependent_launch
+            batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self.unit
         )
 
     def wh2_step(self, batch: int):
@@ -269,7 +269,7 @@ class GpuKernels:
         return skinny.logits_step(batch, c.model_dim, c.num_outputs, self.dtype, self.unit)
 
     def sample(self, batch: int):
-        return sampling.sample(batch, self.config.num_outputs)
+        return sampling.sample(batch, self.config.num_outputs, self.unit)
 
     def advance(self, batched: bool):
         return slots.advance(batched)

@@ -15,11 +15,11 @@ from tvm.script import tirx as T
 from ..timestep_norm import stepped
 from ..vector_math import f32, total
 from .dependent_launch import DependentLaunch
-from .reduce import WARP, shuffle, warp_reduce
+from .reduce import WARP, by_warps, shuffle, warp_reduce
 from .timestep_norm import GroupMoments, forgotten
+from .unit import GpuUnit
 from .vectors import Vectors, vector_width
 
-_MAX_THREADS = 1024
 _OWN_MODES = 4  # of a thread, at least, where a channel has as many: accesses of 16 bytes
 _CTAS = 1024  # that a large batch is shared out to, rather than more
 
@@ -52,9 +52,11 @@ class _Step:
 
         @T.inline
         def averages(
-            X, Slots, StateMean, StateVar, index, row, group, lane, Before, Known, at, Result
-        ):
-            """The state one step on; Result[0] is the centre in lane 0 and the scale in lane 1."""
+            X, Slots, StateMean, StateVar, index, row, exists, group, lane, Before, Known, at,
+            Result,
+        ):  # fmt: skip
+            """The state one step on if the row ``exists``; Result[0] is the centre in lane 0 and
+            the scale in lane 1."""
             values = T.alloc_local((share.elements,), "float32")
             mean = T.alloc_local((1,), "float32")
             var = T.alloc_local((1,), "float32")
@@ -66,7 +68,7 @@ class _Step:
             share.moments(values, 0, mean, var, lane % lanes)
             gain = T.meta_var(T.Select(lane == 0, f32(1.0 - betas[0]), f32(1.0 - betas[1])))
             after: T.float32 = stepped(gain, Before[at], T.Select(lane == 0, mean[0], var[0]))
-            if Slots[row] >= 0:
+            if exists and Slots[row] >= 0:
                 if lane == 0:
                     StateMean[index, Slots[row], group] = after
                 if lane == 1:
@@ -88,15 +90,15 @@ def timenorm_step(
     norms: int,
     batch: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
 ):
     """y [B, D] = the norm of x [B, D] float32; state mean, var [layers+1, slots, G].
 
-    A warp for each row and group. ``dependent``: see ``DependentLaunch``; states and positions
-    must not have been written since the last plain launch.
+    A warp for each row and group. On dependent launches see ``DependentLaunch``; states and
+    positions must not have been written since the last plain one.
     """
     size = dim // groups
-    launch = DependentLaunch(dependent)
+    launch = DependentLaunch(unit.dependent_launch)
     step = _Step(dim, groups, betas, eps)
     width = vector_width(dtype, size)
     pieces = size // width
@@ -142,7 +144,7 @@ def timenorm_step(
         )  # fmt: skip
         launch.wait()
         step.averages(
-            X, Slots, StateMean, StateVar, index, row, group, lane, before, known, 0, result
+            X, Slots, StateMean, StateVar, index, row, True, group, lane, before, known, 0, result
         )
         centre: T.float32 = shuffle(result[0], 0)
         scale: T.float32 = shuffle(result[0], 1)
@@ -170,24 +172,24 @@ def timenorm_cema_step(
     layers: int,
     batch: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
 ):
     """o [B, D] = the norm of x [B, D] float32; y [B, D] float32 = the EMA of o.
 
     p [D, N], q and gamma [D, N, 2]; state mean, var [layers+1, slots, G] at ``index``, h [layers,
-    slots, D, N, 2] at ``layer``. The modes of a channel go across adjacent lanes. ``dependent``:
-    see ``DependentLaunch``; states and positions must not have been written since the last plain
-    launch.
+    slots, D, N, 2] at ``layer``. The modes of a channel go across adjacent lanes. On
+    dependent launches see ``DependentLaunch``; states and positions must not have been written
+    since the last plain one.
     """
     size = dim // groups
-    launch = DependentLaunch(dependent)
+    launch = DependentLaunch(unit.dependent_launch)
     step = _Step(dim, groups, betas, eps)
     # Lanes of a channel: a power of two that leaves each of them ``_OWN_MODES`` modes or more.
     lanes = max(
         n for n in (1, 2, 4, 8, 16, 32) if modes % n == 0 and n <= max(1, modes // _OWN_MODES)
     )
     own = modes // lanes
-    threads = min(_MAX_THREADS, -(-size * lanes // WARP) * WARP)
+    threads = unit.cta(-(-size * lanes // WARP) * WARP)
     channels = threads // lanes  # at a time
     turns = -(-size // channels)
     rows = max(n for n in range(1, max(1, batch * groups // _CTAS) + 1) if batch % n == 0)
@@ -318,14 +320,14 @@ def timenorm_cema_step(
         read(group * size + first)
         for i in T.unroll(norm_turns):
             r = T.meta_var(i * warps + tx // WARP)
-            if r < rows:
+            if by_warps(unit, r < rows):
                 step.averages(
-                    X, Slots, StateMean, StateVar, index, part * rows + r, group, tx % WARP,
-                    before, known, i, result,
+                    X, Slots, StateMean, StateVar, index, part * rows + T.min(r, rows - 1),
+                    r < rows, group, tx % WARP, before, known, i, result,
                 )  # fmt: skip
-                if tx % WARP == 0:
+                if tx % WARP == 0 and r < rows:
                     Centre[r] = result[0]
-                if tx % WARP == 1:
+                if tx % WARP == 1 and r < rows:
                     Scale[r] = result[0]
         T.tvm_storage_sync("shared")
         advance(group * size + first, tx // lanes < size)

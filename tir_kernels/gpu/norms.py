@@ -8,6 +8,7 @@ from tvm.script import tirx as T
 
 from ..vector_math import f32, total
 from .reduce import WARP, cta_reduce
+from .unit import GpuUnit
 from .vectors import Vectors, vector_width
 
 
@@ -30,13 +31,13 @@ class _Group:
 
 
 @functools.cache
-def rms_norm(dim: int, groups: int, eps: float, dtype: str):
+def rms_norm(dim: int, groups: int, eps: float, dtype: str, unit: GpuUnit):
     """y = x * rsqrt(mean(x^2) + eps) * weight over each group of dim/groups features.
 
     x, y [m, D]; weight [D] already has the one added that checkpoints leave out.
     """
     size = dim // groups
-    span = _Group(256, size, dtype)
+    span = _Group(unit.cta(256), size, dtype)
     width, threads, rounds = span.width, span.threads, span.rounds
     reduce = cta_reduce(total, threads)
     elements, floats = Vectors(width, dtype), Vectors(width, "float32")
@@ -78,7 +79,7 @@ def rms_norm(dim: int, groups: int, eps: float, dtype: str):
 
 
 @functools.cache
-def layer_norm(dim: int, groups: int, eps: float, projected: int, dtype: str):
+def layer_norm(dim: int, groups: int, eps: float, projected: int, dtype: str, unit: GpuUnit):
     """The attention block's output and its layer norm, the input of the FFN.
 
     out [m, D] float32 = h2 + h1 + bias + x: h2 [m, D] = wh2 gated; h1 = wh1 mx, the last D columns
@@ -87,7 +88,7 @@ def layer_norm(dim: int, groups: int, eps: float, projected: int, dtype: str):
     features; the weight has the one added that checkpoints leave out, the variance is the biased.
     """
     size, offset = dim // groups, projected - dim
-    span = _Group(512, size, "float32", projected, offset)
+    span = _Group(unit.cta(512), size, "float32", projected, offset)
     width, threads, rounds = span.width, span.threads, span.rounds
     reduce = cta_reduce(total, threads)
     elements, floats = Vectors(width, dtype), Vectors(width, "float32")

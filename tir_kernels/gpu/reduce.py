@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
+from .unit import GpuUnit
+
 WARP = 32
+
+
+def by_warps(unit: GpuUnit, condition):
+    """The condition on which a warp does what exchanges values between its lanes.
+
+    Where a unit's exchanges take all threads of the CTA, all warps do it, and ``condition`` must
+    guard what they write.
+    """
+    return condition if unit.ptx else True
 
 
 def shuffle_xor(value, mask):

@@ -1,6 +1,6 @@
 """Choosing the next token on the device, as ``runtime.sampling.Sampler`` does on the host.
 
-One CTA for each row, every thread with consecutive entries of the vocabulary in registers. Top-p
+One CTA for each row, every thread with consecutive entries of the vocabulary. Top-p
 needs no sort: the smallest weight that stays is found bit by bit, from the sums of all weights at
 or above a candidate. Sums are made in a fixed order, so that the choice is repeatable.
 """
@@ -13,9 +13,11 @@ from tvm.script import tirx as T
 
 from ..vector_math import f32, largest, total
 from .reduce import WARP, warp_reduce
+from .unit import GpuUnit
 from .vectors import vector_width
 
 _MAX_THREADS = 1024
+_UNROLLED = 64  # entries of a thread at most that are surely in registers
 # Weights are 0 to 1: as integers, their bits come in the same order and end here.
 _ONE_BITS = 0x3F800000
 _MIN_TEMPERATURE = 1e-30
@@ -71,24 +73,36 @@ def _scan(threads: int):
 
 
 @functools.cache
-def sample(batch: int, vocab: int):
+def sample(batch: int, vocab: int, unit: GpuUnit):
     """tokens [B] in place, from logits [B, V] and sampling [B, 3].
 
     A row of ``sampling`` is temperature (0: the likeliest token, of equals the first), top_p, and a
     number in [0, 1) that points into the sum of the weights that top_p leaves, in index order.
     """
-    threads = min(_MAX_THREADS, -(-vocab // (4 * WARP)) * WARP)
+    threads = unit.cta(min(_MAX_THREADS, -(-vocab // (4 * WARP)) * WARP))
     width = vector_width("float32", vocab)
     # Entries of one thread.
     count = -(-vocab // (threads * width)) * width
+    unrolled = count <= _UNROLLED
+    over = T.unroll if unrolled else T.serial
     warps = threads // WARP
     highest = _reduce(largest, threads, T.min_value("float32"))
     first, last_of = _reduce(_smallest, threads, vocab), _reduce(largest, threads, 0)
     add, scan = _reduce(total, threads, f32(0.0)), _scan(threads)
 
     @T.inline
+    def folded(fold, value, entry):
+        """value[0] = the thread's entries(i), folded."""
+        if unrolled:
+            value[0] = fold([entry(i) for i in range(count)])
+        else:
+            value[0] = entry(0)
+            for i in T.serial(count - 1):
+                value[0] = fold([value[0], entry(i + 1)])
+
+    @T.inline
     def load(Logits, W, b, tx):
-        for i in T.unroll(count // width):
+        for i in over(count // width):
             if tx * count + i * width < vocab:
                 for j in T.vectorized(width):
                     W[i * width + j] = Logits[b, tx * count + i * width + j]
@@ -99,10 +113,10 @@ def sample(batch: int, vocab: int):
     @T.inline
     def likeliest(W, best, chosen, Reduced, Chosen, tx):
         """best[0] = the largest entry, chosen[0] the first index that has it."""
-        best[0] = largest([W[i] for i in range(count)])
+        folded(largest, best, lambda i: W[i])
         highest(best, Reduced[0], tx)
         chosen[0] = vocab - 1
-        for i in T.unroll(count):
+        for i in over(count):
             if W[i] == best[0]:
                 chosen[0] = T.min(chosen[0], tx * count + i)
         first(chosen, Chosen[0], tx)
@@ -112,7 +126,7 @@ def sample(batch: int, vocab: int):
         """Entries at or above lowest[0] (as bits) hold the target, those above lowest[1] do not."""
         middle = T.truncdiv(lowest[0] + lowest[1], 2)
         limit: T.float32 = T.reinterpret("float32", middle)
-        value[0] = total([T.Select(W[i] >= limit, W[i], f32(0.0)) for i in range(count)])
+        folded(total, value, lambda i: T.Select(W[i] >= limit, W[i], f32(0.0)))
         add(value, Shared, tx)
         if value[0] >= target:
             lowest[0] = middle
@@ -124,7 +138,7 @@ def sample(batch: int, vocab: int):
         """Entries that the largest, which hold top_p of the sum, do not include become 0."""
         lowest = T.alloc_local((2,), "int32")
         ties = T.alloc_local((1,), "float32")
-        value[0] = total([W[i] for i in range(count)])
+        folded(total, value, lambda i: W[i])
         add(value, Reduced[1], tx)
         target: T.float32 = top_p * value[0]
         lowest[0] = 0
@@ -133,13 +147,13 @@ def sample(batch: int, vocab: int):
             halve(W, target, lowest, value, Reduced[0], tx)
             halve(W, target, lowest, value, Reduced[1], tx)
         limit: T.float32 = T.reinterpret("float32", lowest[0])
-        value[0] = total([T.Select(W[i] > limit, W[i], f32(0.0)) for i in range(count)])
+        folded(total, value, lambda i: T.Select(W[i] > limit, W[i], f32(0.0)))
         add(value, Reduced[0], tx)
         # Of entries equal to the limit the first are kept, as many as it takes.
         wanted: T.float32 = T.max(T.ceil((target - value[0]) / limit), f32(1.0))
-        ties[0] = total([T.Select(W[i] == limit, f32(1.0), f32(0.0)) for i in range(count)])
+        folded(total, ties, lambda i: T.Select(W[i] == limit, f32(1.0), f32(0.0)))
         scan(ties, Scanned, tx)
-        for i in T.unroll(count):
+        for i in over(count):
             if W[i] == limit:
                 ties[0] = ties[0] + f32(1.0)
                 if ties[0] > wanted:
@@ -150,15 +164,15 @@ def sample(batch: int, vocab: int):
     @T.inline
     def draw(W, uniform, value, chosen, Reduced, Chosen, Scanned, tx):
         """chosen[0] = the first entry at which the running sum passes the point, or the last."""
-        value[0] = total([W[i] for i in range(count)])
+        folded(total, value, lambda i: W[i])
         add(value, Reduced[1], tx)
         point: T.float32 = uniform * value[0]
-        value[0] = total([W[i] for i in range(count)])
+        folded(total, value, lambda i: W[i])
         scan(value, Scanned, tx)
         chosen[0] = vocab
         last = T.alloc_local((1,), "int32")
         last[0] = 0
-        for i in T.unroll(count):
+        for i in over(count):
             value[0] = value[0] + W[i]
             if W[i] > f32(0.0):
                 last[0] = tx * count + i
@@ -189,7 +203,7 @@ def sample(batch: int, vocab: int):
         if temperature > f32(0.0):
             # A vanishing temperature must not have an infinite inverse: zero times that is NaN.
             inverse: T.float32 = f32(1.0) / T.max(temperature, f32(_MIN_TEMPERATURE))
-            for i in T.unroll(count):
+            for i in over(count):
                 W[i] = T.exp((W[i] - value[0]) * inverse)
             if Sampling[b, 1] < f32(1.0):
                 keep_nucleus(W, Sampling[b, 1], value, Reduced, Scanned, tx)

@@ -17,13 +17,14 @@ import math
 from tvm.script import tirx as T
 
 from ..vector_math import f32, total
-from .reduce import WARP, shuffle_up, warp_reduce
+from .reduce import WARP, by_warps, shuffle_up, warp_reduce
+from .unit import GpuUnit
 from .vectors import Vectors, vector_width
 
 BLOCK = WARP  # steps
 _COLUMNS = 512  # features of a CTA, unless a single group has more
+_GROUPS = 64  # of a CTA: 16 KiB of averages of a block
 _THREADS = 256
-_WARPS = _THREADS // WARP
 _IN_FLIGHT = 8  # accesses that a thread starts before it waits for the first
 
 
@@ -72,7 +73,7 @@ class GroupMoments:
 
 def _groups_of_cta(dim: int, groups: int) -> int:
     """The most groups that divide all and have at most ``_COLUMNS`` features; at least one."""
-    most = min(groups, max(1, _COLUMNS * groups // dim))
+    most = min(groups, _GROUPS, max(1, _COLUMNS * groups // dim))
     return next(n for n in range(most, 0, -1) if groups % n == 0)
 
 
@@ -94,6 +95,7 @@ def stats(
     groups: int,
     betas: tuple[float, float],
     norms: int,
+    unit: GpuUnit,
     delta: str | None = None,
     rescale: bool = False,
 ):
@@ -107,9 +109,11 @@ def stats(
     ``rescale`` x + alpha delta, alpha [D] float32; the moments are then those of x'.
     """
     size, part = dim // groups, _groups_of_cta(dim, groups)
+    threads = unit.cta(_THREADS)
+    warps = threads // WARP
     share = GroupMoments(size, 2)
     lanes, width, elements = share.lanes, share.width, share.elements
-    at_once = _THREADS // lanes  # groups of steps
+    at_once = threads // lanes  # groups of steps
     turns = -(-BLOCK * part // at_once)
     batch = min(turns, max(1, _IN_FLIGHT // share.rounds))
     floats, deltas = Vectors(width, "float32"), Vectors(width, delta or "float32")
@@ -119,13 +123,13 @@ def stats(
     def block_sum(index, beta, Block, State, Added, slot, layer, first_group, m, k, tx):
         """What block k adds to the averages with decay beta; a warp for each group."""
         sums = T.alloc_local((1,), "float32")
-        for i in T.serial(T.ceildiv(part, _WARPS)):
-            g = T.meta_var(i * _WARPS + tx // WARP)
-            if g < part:
+        for i in T.serial(T.ceildiv(part, warps)):
+            g = T.meta_var(i * warps + tx // WARP)
+            if by_warps(unit, g < part):
                 fading = T.meta_var(_decay(beta, BLOCK - 1 - tx % WARP))
-                sums[0] = f32(1.0 - beta) * fading * Block[index, g, tx % WARP]
+                sums[0] = f32(1.0 - beta) * fading * Block[index, T.min(g, part - 1), tx % WARP]
                 reduce(sums)
-                if tx % WARP == 0:
+                if tx % WARP == 0 and g < part:
                     if k == 0:
                         Added[index, first_group + g, 0] = State[layer, slot, first_group + g]
                     if (k + 1) * BLOCK < m:
@@ -165,8 +169,8 @@ def stats(
                     Block[0, item % part, item // part] = mean[0]
                     Block[1, item % part, item // part] = var[0]
         T.tvm_storage_sync("shared")
-        for i in T.serial(T.ceildiv(2 * part, _WARPS)):
-            line = T.meta_var(i * _WARPS + tx // WARP)
+        for i in T.serial(T.ceildiv(2 * part, warps)):
+            line = T.meta_var(i * warps + tx // WARP)
             step = T.meta_var(k * BLOCK + tx % WARP)
             if line < 2 * part and step < m:
                 Moments[line // part, first_group + line % part, step] = Block[
@@ -196,7 +200,7 @@ def stats(
         Added = T.match_buffer(added, (2, groups, T.ceildiv(m, BLOCK)), "float32")
         T.device_entry()
         cta, k = T.cta_id([groups // part, T.ceildiv(m, BLOCK)])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
 
         @T.inline
         def fetch(Values, Residual, at, row, column):
@@ -233,7 +237,7 @@ def stats(
         Added = T.match_buffer(added, (2, groups, T.ceildiv(m, BLOCK)), "float32")
         T.device_entry()
         cta, k = T.cta_id([groups // part, T.ceildiv(m, BLOCK)])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
 
         @T.inline
         def fetch(Values, Residual, at, row, column):
@@ -276,7 +280,7 @@ def stats(
         Added = T.match_buffer(added, (2, groups, T.ceildiv(m, BLOCK)), "float32")
         T.device_entry()
         cta, k = T.cta_id([groups // part, T.ceildiv(m, BLOCK)])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
 
         @T.inline
         def fetch(Values, Residual, at, row, column):
@@ -300,16 +304,26 @@ def stats(
 
 
 @functools.cache
-def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: int, dtype: str):
+def apply(
+    dim: int,
+    groups: int,
+    betas: tuple[float, float],
+    eps: float,
+    norms: int,
+    dtype: str,
+    unit: GpuUnit,
+):
     """y [m, D] = (x - M) * rsqrt(V + eps) * weight + bias, M and V the corrected averages.
 
     x [m, D] float32, moments and added as ``stats`` leaves them. The slot's averages in the state
     mean, var [layers+1, slots, G] become those after the last step.
     """
     size, part = dim // groups, _groups_of_cta(dim, groups)
+    threads = unit.cta(_THREADS)
+    warps = threads // WARP
     width = vector_width(dtype, size)
     pieces = part * size // width  # of a row of the CTA's groups
-    turns = -(-BLOCK * pieces // _THREADS)
+    turns = -(-BLOCK * pieces // threads)
     batch = min(turns, max(1, _IN_FLIGHT * vector_width("float32") // width))
     floats, elements = Vectors(width, "float32"), Vectors(width, dtype)
     reduce = warp_reduce(total)
@@ -327,27 +341,29 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
         scanned = T.alloc_local((1,), "float32")
         lane = T.meta_var(tx % WARP)
         step = T.meta_var(k * BLOCK + lane)
-        for i in T.serial(T.ceildiv(part, _WARPS)):
-            g = T.meta_var(i * _WARPS + tx // WARP)
-            if g < part:
-                start: T.float32 = Added[index, first_group + g, 0]
+        for i in T.serial(T.ceildiv(part, warps)):
+            g = T.meta_var(i * warps + tx // WARP)
+            if by_warps(unit, g < part):
+                group = T.meta_var(first_group + T.min(g, part - 1))
+                start: T.float32 = Added[index, group, 0]
                 carried[0] = f32(0.0)
                 for j in T.serial(k // WARP + 1):
                     block = T.meta_var(j * WARP + lane)
                     if block > 0 and block <= k:
                         fading = T.meta_var(_decay(beta, (k - block) * BLOCK))
-                        carried[0] = carried[0] + fading * Added[index, first_group + g, block]
+                        carried[0] = carried[0] + fading * Added[index, group, block]
                 reduce(carried)
-                scanned[0] = f32(1.0 - beta) * Moments[index, first_group + g, T.min(step, m - 1)]
+                scanned[0] = f32(1.0 - beta) * Moments[index, group, T.min(step, m - 1)]
                 for n in T.unroll(WARP.bit_length() - 1):
                     before: T.float32 = shuffle_up(scanned[0], 1 << n)
                     if lane >= 1 << n:
                         scanned[0] = scanned[0] + _decay(beta, 1 << n) * before
                 added: T.float32 = scanned[0] + _decay(beta, lane + 1) * carried[0]
                 average: T.float32 = start + (added - forgotten(math.log(beta), step + 1) * start)
-                Result[g, lane] = finish(average / forgotten(math.log(beta), count + step + 1))
-                if step == m - 1:
-                    State[layer, slot, first_group + g] = average
+                if g < part:
+                    Result[g, lane] = finish(average / forgotten(math.log(beta), count + step + 1))
+                    if step == m - 1:
+                        State[layer, slot, first_group + g] = average
 
     @T.prim_func(private=True)
     def timenorm_apply(
@@ -380,7 +396,7 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
         Y = T.match_buffer(y, (m, dim), dtype)
         T.device_entry()
         cta, from_last = T.cta_id([groups // part, T.ceildiv(m, BLOCK)])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
         # The last rows were read last and are the likeliest to be in the cache still.
         k = T.meta_var(T.ceildiv(m, BLOCK) - 1 - from_last)
         Centre = T.alloc_shared((part, BLOCK), "float32")
@@ -403,12 +419,12 @@ def apply(dim: int, groups: int, betas: tuple[float, float], eps: float, norms: 
         for turn in T.serial(T.ceildiv(turns, batch)):
             for n in T.unroll(batch):
                 # Past the end, the last step again.
-                item = T.meta_var((turn * batch + n) * _THREADS + tx)
+                item = T.meta_var((turn * batch + n) * threads + tx)
                 row = T.meta_var(T.min(k * BLOCK + item // pieces, m - 1))
                 column = T.meta_var(cta * part * size + item % pieces * width)
                 floats.load_row(values, n * width, X, row, column)
             for n in T.unroll(batch):
-                item = T.meta_var((turn * batch + n) * _THREADS + tx)
+                item = T.meta_var((turn * batch + n) * threads + tx)
                 row = T.meta_var(k * BLOCK + item // pieces)
                 column = T.meta_var(cta * part * size + item % pieces * width)
                 if item < BLOCK * pieces and row < m:

@@ -18,7 +18,9 @@ from kernel_runner import DTYPES, poisoned
 
 from gpu.gpu_runner import GpuKernel
 from gpu.gpu_shapes import SHAPES
+from gpu.gpu_units import LARGE, LEAST
 from tir_kernels.gpu.attention.decode import attention_combine, attention_splits, attention_step
+from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 IDLE = -1
 
@@ -26,18 +28,18 @@ IDLE = -1
 class Decode:
     """Both kernels for one batch size, launched the plain way or while their inputs are made."""
 
-    def __init__(self, shape: Shape, batch: int, dependent: bool) -> None:
+    def __init__(self, shape: Shape, batch: int, unit: GpuUnit) -> None:
         sizes = shape.heads, shape.z_head, shape.v_head
         self.shape, self.batch = shape, batch
-        self.rows = attention_splits(batch, shape.heads, shape.chunk) + 1
+        self.rows = attention_splits(batch, shape.heads, shape.chunk, unit) + 1
         self.step = GpuKernel(
             attention_step(
                 batch, *sizes, shape.rope_heads, shape.model_dim, shape.chunk, EPS, LAYERS,
-                shape.dtype, dependent,
+                shape.dtype, unit,
             )
         )  # fmt: skip
         self.combine = GpuKernel(
-            attention_combine(batch, *sizes, shape.model_dim, shape.chunk, shape.dtype, dependent)
+            attention_combine(batch, *sizes, shape.model_dim, shape.chunk, shape.dtype, unit)
         )
 
     def __call__(self, projected, v, gamma, beta, slots, position, rings, memory):
@@ -52,19 +54,32 @@ class Decode:
         return found, self.combine(partial, scale, projected, gated)
 
 
-@pytest.fixture(scope="module", params=SHAPES.values(), ids=list(SHAPES))
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return request.param
+CASES = {
+    "bfloat16": [(1, SM80), (4, SM90A)],
+    "wide": [(1, SM80), (4, SM90A), (1, LARGE)],
+    "five heads": [(1, SM80), (4, LEAST)],
+    "odd": [(4, SM90A), (1, LEAST)],
+    "large heads": [(1, SM80), (4, LARGE)],
+}
 
 
-@pytest.fixture(scope="module", params=[1, 4])
-def decode(request: pytest.FixtureRequest, shape: Shape) -> Decode:
-    return Decode(shape, request.param, dependent=request.param == 4)
+@pytest.fixture(
+    scope="module",
+    params=[(SHAPES[name], *how) for name, several in CASES.items() for how in several],
+    ids=[
+        f"{name}, {batch}, {unit.tensor_cores or unit.threads}"
+        for name, several in CASES.items()
+        for batch, unit in several
+    ],
+)
+def decode(request: pytest.FixtureRequest) -> Decode:
+    return Decode(*request.param)
 
 
 # Scores of a few units, and of hundreds, where exp of anything but a difference overflows.
 @pytest.mark.parametrize("spread", [1.0, 16.0], ids=["usual scores", "large scores"])
-def test_attention_step(shape: Shape, decode: Decode, spread: float) -> None:
+def test_attention_step(decode: Decode, spread: float) -> None:
+    shape = decode.shape
     rng = np.random.default_rng(shape.heads + 10)
     chunk = shape.chunk
     # The first token, an odd chunk, a chunk's first and last position.

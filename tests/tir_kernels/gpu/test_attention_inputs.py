@@ -16,17 +16,19 @@ from kernel_runner import DTYPES, silu
 
 from gpu.gpu_runner import GpuKernel
 from gpu.gpu_shapes import SHAPES
+from gpu.gpu_units import LEAST, with_units
 from tir_kernels.gpu.attention_inputs import attention_inputs
+from tir_kernels.gpu.unit import SM80, GpuUnit
 
 
-@pytest.mark.parametrize("name", SHAPES)
-def test_attention_inputs(name: str) -> None:
-    shape: Shape = SHAPES[name]
+@pytest.mark.parametrize("case", with_units(SHAPES, {"sm_80": SM80, "least": LEAST}))
+def test_attention_inputs(case: tuple[Shape, GpuUnit]) -> None:
+    shape, unit = case
     dtype = DTYPES[shape.dtype]
     kernel = GpuKernel(
         attention_inputs(
             shape.heads, shape.z_head, shape.v_head, shape.rope_heads, shape.model_dim,
-            shape.chunk, EPS, LAYERS, shape.dtype,
+            shape.chunk, EPS, LAYERS, shape.dtype, unit,
         )
     )  # fmt: skip
     rng = np.random.default_rng(shape.heads)

@@ -8,9 +8,11 @@ from kernel_runner import assert_near, poisoned
 from test_norm_kernels import BETAS, EPS, Ema, NormState, normal
 
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import LARGE, LEAST
 from tir_kernels.gpu import cema, mega_step
 from tir_kernels.gpu.cema_products import products
 from tir_kernels.gpu.cema_recurrence import recurrence
+from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 from .test_norms import ROUNDING, rounded, unwritten
 
@@ -35,16 +37,23 @@ def check_prefill(kernel, dim: int, modes: int, dtype: str, lengths, tolerance: 
 
 
 @pytest.mark.parametrize(
-    ("dim", "modes", "dtype"),
-    [(32, 16, "bfloat16"), (13, 5, "float32"), (8, 24, "float16")],
+    ("dim", "modes", "dtype", "unit"),
+    [
+        (32, 16, "bfloat16", LARGE),
+        (13, 5, "float32", SM80),
+        (8, 24, "float16", LARGE),
+        (20, 16, "float32", LEAST),
+        (6, 130, "bfloat16", LEAST),
+    ],
 )
-def test_recurrence(dim: int, modes: int, dtype: str) -> None:
-    kernel = recurrence(dim, modes, 2, dtype)
+def test_recurrence(dim: int, modes: int, dtype: str, unit: GpuUnit) -> None:
+    kernel = recurrence(dim, modes, 2, dtype, unit)
     check_prefill(kernel, dim, modes, dtype, (1, 2, 48, 131), 2e-6)
 
 
-def test_recurrence_longer_than_shared_memory() -> None:
-    check_prefill(recurrence(4, 4, 2, "float32"), 4, 4, "float32", (2100,), 2e-6)
+@pytest.mark.parametrize("unit", [SM80, LEAST], ids=["sm_80", "least"])
+def test_long_recurrence(unit: GpuUnit) -> None:
+    check_prefill(recurrence(4, 4, 2, "float32", unit), 4, 4, "float32", (2100,), 2e-6)
 
 
 @pytest.mark.parametrize(
@@ -57,31 +66,36 @@ def test_products(dim: int, modes: int, dtype: str) -> None:
 
 
 def test_the_shape_decides() -> None:
-    assert cema.cema(32, 16, 1, "bfloat16") is products(32, 16, 1, "bfloat16")
-    for dim, modes, dtype in ((32, 16, "float32"), (32, 17, "bfloat16"), (36, 16, "float16")):
-        assert cema.cema(dim, modes, 1, dtype) is recurrence(dim, modes, 1, dtype)
+    assert cema.cema(32, 16, 1, "bfloat16", SM80) is products(32, 16, 1, "bfloat16")
+    for dim, modes, dtype, unit in (
+        (32, 16, "float32", SM80),
+        (32, 17, "bfloat16", SM80),
+        (36, 16, "float16", SM80),
+        (32, 16, "bfloat16", LARGE),
+    ):
+        assert cema.cema(dim, modes, 1, dtype, unit) is recurrence(dim, modes, 1, dtype, unit)
 
 
 @pytest.mark.parametrize(
-    ("dim", "groups", "modes", "dtype"),
+    ("dim", "groups", "modes", "dtype", "unit"),
     [
-        (256, 4, 16, "bfloat16"),
-        (144, 3, 8, "float16"),
-        (130, 1, 32, "float32"),
-        (60, 4, 7, "bfloat16"),
+        (256, 4, 16, "bfloat16", SM80),
+        (144, 3, 8, "float16", SM90A),
+        (130, 1, 32, "float32", SM80),
+        (60, 4, 7, "bfloat16", SM80),
+        (130, 1, 32, "float32", LEAST),
+        (144, 3, 8, "float16", LEAST),
+        (256, 4, 16, "bfloat16", LARGE),
     ],
 )
-def test_step(dim: int, groups: int, modes: int, dtype: str) -> None:
+def test_step(dim: int, groups: int, modes: int, dtype: str, unit: GpuUnit) -> None:
     """One step of the norm and the EMA; a row without a slot changes no state."""
     rng = np.random.default_rng(dim)
     norm, ema = NormState(rng, dim, groups), Ema(rng, dim, modes)
     for slots in ([2], [0, -1], [1, 2, 0, -1]):
         rows = len(slots)
-        dependent = dtype == "float16"
-        step = mega_step.timenorm_cema_step(
-            dim, groups, modes, BETAS, EPS, 3, 2, rows, dtype, dependent
-        )
-        kernel = GpuKernel(step, "sm_90a" if dependent else "sm_80")
+        step = mega_step.timenorm_cema_step(dim, groups, modes, BETAS, EPS, 3, 2, rows, dtype, unit)
+        kernel = GpuKernel(step, "sm_90a" if unit.dependent_launch else "sm_80")
         x = normal(rng, rows, dim) - 0.5
         mean, var, h, o, y = kernel(
             x, *norm.parameters(), ema.p, ema.q, ema.gamma, np.array(slots, np.int32),

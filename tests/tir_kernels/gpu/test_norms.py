@@ -9,12 +9,20 @@ from test_norm_kernels import EPS, exact, normal
 
 from gecko_mlc.reference import ops
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import LEAST
 from tir_kernels.gpu import gate, norms
+from tir_kernels.gpu.unit import SM80, GpuUnit
 
 # Half a unit in the last place of a value of magnitude one.
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 # Rows that one access per thread covers, of several accesses, and of odd groups.
-GROUPINGS = [(512, 4, "bfloat16"), (4160, 1, "float16"), (130, 13, "bfloat16"), (60, 4, "float32")]
+GROUPINGS = [
+    (512, 4, "bfloat16", SM80),
+    (4160, 1, "float16", SM80),
+    (130, 13, "bfloat16", SM80),
+    (60, 4, "float32", SM80),
+    (4160, 1, "float16", LEAST),
+]
 
 
 def rounded(rng: np.random.Generator, dtype: str, *shape: int) -> np.ndarray:
@@ -25,10 +33,10 @@ def unwritten(dtype: str, *shape: int) -> np.ndarray:
     return poisoned(*shape).astype(DTYPES[dtype])
 
 
-@pytest.mark.parametrize(("dim", "groups", "dtype"), GROUPINGS)
-def test_rms_norm(dim: int, groups: int, dtype: str) -> None:
+@pytest.mark.parametrize(("dim", "groups", "dtype", "unit"), GROUPINGS)
+def test_rms_norm(dim: int, groups: int, dtype: str, unit: GpuUnit) -> None:
     rng = np.random.default_rng(dim)
-    kernel = GpuKernel(norms.rms_norm(dim, groups, EPS, dtype))
+    kernel = GpuKernel(norms.rms_norm(dim, groups, EPS, dtype, unit))
     weight = normal(rng, dim)
     for m in (1, 7):
         x = rounded(rng, dtype, m, dim)
@@ -38,11 +46,11 @@ def test_rms_norm(dim: int, groups: int, dtype: str) -> None:
         )
 
 
-@pytest.mark.parametrize(("dim", "groups", "dtype"), GROUPINGS)
-def test_layer_norm_of_the_sum(dim: int, groups: int, dtype: str) -> None:
+@pytest.mark.parametrize(("dim", "groups", "dtype", "unit"), GROUPINGS)
+def test_layer_norm_of_the_sum(dim: int, groups: int, dtype: str, unit: GpuUnit) -> None:
     rng = np.random.default_rng(dim)
     columns = dim + 24
-    kernel = GpuKernel(norms.layer_norm(dim, groups, EPS, columns, dtype))
+    kernel = GpuKernel(norms.layer_norm(dim, groups, EPS, columns, dtype, unit))
     weight, bias, bias_products = normal(rng, dim), normal(rng, dim), normal(rng, columns)
     for m in (1, 7):
         h2, products = rounded(rng, dtype, m, dim), rounded(rng, dtype, m, columns)
@@ -62,9 +70,9 @@ def test_layer_norm_of_the_sum(dim: int, groups: int, dtype: str) -> None:
 def test_norms_of_a_constant_row(dtype: str) -> None:
     zeros = np.zeros((2, 12), DTYPES[dtype])
     ones, nothing = np.ones(12, np.float32), np.zeros(12, np.float32)
-    rms = GpuKernel(norms.rms_norm(12, 2, EPS, dtype))
+    rms = GpuKernel(norms.rms_norm(12, 2, EPS, dtype, SM80))
     assert (rms(zeros, ones, unwritten(dtype, 2, 12)) == 0).all()
-    layer = GpuKernel(norms.layer_norm(12, 2, EPS, 12, dtype))
+    layer = GpuKernel(norms.layer_norm(12, 2, EPS, 12, dtype, SM80))
     x = np.full((2, 12), 5.0, np.float32)
     n = layer(
         zeros, zeros, nothing, x, ones, nothing, poisoned(2, 12), unwritten(dtype, 2, 12),

@@ -7,14 +7,22 @@ import pytest
 
 from gecko_mlc.runtime.sampling import keep_largest, nucleus_size
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import LEAST
 from tir_kernels.gpu.sampling import sample
+from tir_kernels.gpu.unit import SM80
 
 ROWS = 4
 
 
-@pytest.fixture(scope="module", params=[5, 257, 2000])
+@pytest.fixture(
+    scope="module",
+    # More entries than a thread's registers take, in the last.
+    params=[(5, SM80), (257, SM80), (2000, SM80), (9000, LEAST)],
+    ids=["few", "odd", "many", "more than registers"],
+)
 def kernel(request: pytest.FixtureRequest) -> tuple[GpuKernel, int]:
-    return GpuKernel(sample(ROWS, request.param)), request.param
+    vocab, unit = request.param
+    return GpuKernel(sample(ROWS, vocab, unit)), vocab
 
 
 def chosen(kernel: GpuKernel, logits: np.ndarray, sampling: list) -> np.ndarray:
@@ -73,7 +81,7 @@ def test_draw(kernel: tuple[GpuKernel, int], temperature: float, top_p: float) -
 def test_distribution() -> None:
     """Points spread evenly give each entry of the nucleus its share."""
     vocab, points = 257, 400
-    compiled = GpuKernel(sample(points, vocab))
+    compiled = GpuKernel(sample(points, vocab, SM80))
     logits = np.random.default_rng(3).standard_normal(vocab).astype(np.float32) * 2
     sampling = [(0.8, 0.6, (i + 0.5) / points) for i in range(points)]
     tokens = compiled(

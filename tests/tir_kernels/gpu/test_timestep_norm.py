@@ -12,25 +12,41 @@ from test_norm_kernels import BETAS, EPS, NormState, exact, normal
 
 from gecko_mlc.reference import ops
 from gpu.gpu_runner import GpuKernel
+from gpu.gpu_units import LARGE, LEAST
 from tir_kernels.gpu import mega_step, timestep_norm
+from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 from .test_norms import ROUNDING, rounded, unwritten
 
 # Groups of half a warp's vectors, of many of them, of odd sizes and numbers.
-GROUPINGS = [(512, 8, "bfloat16"), (2100, 3, "float16"), (130, 13, "float32")]
+GROUPINGS = [
+    (512, 8, "bfloat16", SM80),
+    (2100, 3, "float16", SM90A),
+    (130, 13, "float32", SM80),
+    (130, 13, "float32", LEAST),
+    (512, 8, "float16", LEAST),
+    (2100, 3, "bfloat16", LARGE),
+]
 
 
 class Prefill:
     """Both kernels, with or without a residual."""
 
     def __init__(
-        self, dim: int, groups: int, norms: int, dtype: str, delta: bool, rescale: bool = False
+        self,
+        dim: int,
+        groups: int,
+        norms: int,
+        dtype: str,
+        unit: GpuUnit,
+        delta: bool,
+        rescale: bool = False,
     ) -> None:
         self.dtype, self.groups = dtype, groups
         self.stats = GpuKernel(
-            timestep_norm.stats(dim, groups, BETAS, norms, dtype if delta else None, rescale)
+            timestep_norm.stats(dim, groups, BETAS, norms, unit, dtype if delta else None, rescale)
         )
-        self.apply = GpuKernel(timestep_norm.apply(dim, groups, BETAS, EPS, norms, dtype))
+        self.apply = GpuKernel(timestep_norm.apply(dim, groups, BETAS, EPS, norms, dtype, unit))
 
     def __call__(self, x: np.ndarray, residual: list[np.ndarray], *given: Any) -> list[np.ndarray]:
         """x', y and the new averages; given are the arguments from weight to layer."""
@@ -50,11 +66,11 @@ class Prefill:
         return [x, y, mean, var]
 
 
-@pytest.mark.parametrize(("dim", "groups", "dtype"), GROUPINGS)
-def test_prefill(dim: int, groups: int, dtype: str) -> None:
+@pytest.mark.parametrize(("dim", "groups", "dtype", "unit"), GROUPINGS)
+def test_prefill(dim: int, groups: int, dtype: str, unit: GpuUnit) -> None:
     rng = np.random.default_rng(dim)
     state = NormState(rng, dim, groups)
-    prefill = Prefill(dim, groups, 3, dtype, delta=False)
+    prefill = Prefill(dim, groups, 3, dtype, unit, delta=False)
     for m, layer, slot in ((1, 0, 0), (31, 2, 2), (33, 0, 3), (200, 1, 1)):
         x = normal(rng, m, dim) + 1.0
         _, y, mean, var = prefill(
@@ -72,7 +88,7 @@ def test_prefill(dim: int, groups: int, dtype: str) -> None:
 def test_prefill_of_more_blocks_than_a_warp_has_lanes() -> None:
     rng = np.random.default_rng(1)
     state = NormState(rng, 8, 2)
-    prefill = Prefill(8, 2, 3, "float32", delta=False)
+    prefill = Prefill(8, 2, 3, "float32", SM80, delta=False)
     x = normal(rng, 1100, 8) + 1.0
     _, y, mean, var = prefill(
         x, [], *state.parameters(), np.array([1], np.int32), state.position, state.mean,
@@ -85,13 +101,17 @@ def test_prefill_of_more_blocks_than_a_warp_has_lanes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dim", "groups", "dtype", "rescale"),
-    [(512, 8, "bfloat16", False), (130, 13, "float32", True), (60, 4, "float16", True)],
+    ("dim", "groups", "dtype", "unit", "rescale"),
+    [
+        (512, 8, "bfloat16", SM80, False),
+        (130, 13, "float32", LEAST, True),
+        (60, 4, "float16", LARGE, True),
+    ],
 )
-def test_residual(dim: int, groups: int, dtype: str, rescale: bool) -> None:
+def test_residual(dim: int, groups: int, dtype: str, unit: GpuUnit, rescale: bool) -> None:
     rng = np.random.default_rng(dim)
     state = NormState(rng, dim, groups)
-    prefill = Prefill(dim, groups, 3, dtype, delta=True, rescale=rescale)
+    prefill = Prefill(dim, groups, 3, dtype, unit, delta=True, rescale=rescale)
     x, delta, alpha = normal(rng, 40, dim), rounded(rng, dtype, 40, dim), normal(rng, dim)
     x_new, y, mean, var = prefill(
         x, [delta, alpha] if rescale else [delta], *state.parameters(), np.array([2], np.int32),
@@ -105,15 +125,14 @@ def test_residual(dim: int, groups: int, dtype: str, rescale: bool) -> None:
     assert_near(var[1, 2], wanted_var, 2e-6)
 
 
-@pytest.mark.parametrize(("dim", "groups", "dtype"), GROUPINGS)
-def test_step(dim: int, groups: int, dtype: str) -> None:
+@pytest.mark.parametrize(("dim", "groups", "dtype", "unit"), GROUPINGS)
+def test_step(dim: int, groups: int, dtype: str, unit: GpuUnit) -> None:
     """One step of several sequences; a row without a slot changes no state."""
     rng = np.random.default_rng(dim)
     state = NormState(rng, dim, groups)
     for slots in ([2], [3, -1], [1, 3, 0, 2]):
-        dependent = dtype == "float16"
-        step = mega_step.timenorm_step(dim, groups, BETAS, EPS, 3, len(slots), dtype, dependent)
-        kernel = GpuKernel(step, "sm_90a" if dependent else "sm_80")
+        step = mega_step.timenorm_step(dim, groups, BETAS, EPS, 3, len(slots), dtype, unit)
+        kernel = GpuKernel(step, "sm_90a" if unit.dependent_launch else "sm_80")
         x = normal(rng, len(slots), dim) - 0.5
         y, mean, var = kernel(
             x, *state.parameters(), np.array(slots, np.int32), state.position, state.mean,
@@ -135,8 +154,8 @@ def test_bias_correction() -> None:
 
     A correction taken from a power in float32 is off by 1.7e-4 at count 1.
     """
-    prefill = Prefill(4, 2, 1, "float32", delta=False)
-    step = GpuKernel(mega_step.timenorm_step(4, 2, BETAS, EPS, 1, 1, "float32"))
+    prefill = Prefill(4, 2, 1, "float32", SM80, delta=False)
+    step = GpuKernel(mega_step.timenorm_step(4, 2, BETAS, EPS, 1, 1, "float32", SM80))
     x = np.array([[1.0, 5.0, -2.0, 4.0]], np.float32)  # groups with mean 3, 1 and variance 4, 9
     wanted = np.array([-2.0, 2.0, -3.0, 3.0]) / np.sqrt(np.array([4.0, 4.0, 9.0, 9.0]) + EPS)
     for count in (1, 2, 10, 10_000, 4_000_000):
@@ -164,7 +183,7 @@ def test_averages_hold_over_many_calls() -> None:
     With float32(0.9999) for beta the variance would be off by 3e-5 after these steps.
     """
     rng = np.random.default_rng(5)
-    prefill = Prefill(8, 2, 1, "float32", delta=False)
+    prefill = Prefill(8, 2, 1, "float32", SM80, delta=False)
     weight, bias = np.ones(8, np.float32), np.zeros(8, np.float32)
     start = 1_000_000
     mean, var = np.full((1, 1, 2), 2.0, np.float32), np.full((1, 1, 2), 1.0, np.float32)

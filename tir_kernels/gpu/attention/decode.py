@@ -15,14 +15,16 @@ from tvm.script import tirx as T
 from ...vector_math import f32, largest, total
 from ..dependent_launch import DependentLaunch
 from ..head_lanes import HeadTransform, head_lanes
-from ..reduce import WARP, cta_reduce, warp_reduce
+from ..reduce import WARP, by_warps, cta_reduce, warp_reduce
+from ..unit import GpuUnit
 from ..vectors import Vectors, vector_width
 from ..weighted_rows import WeightedRows
 
 _THREADS = 256
 _MULTIPROCESSORS = 132  # of an H200
 _MIN_SPLITS = 2
-_MAX_KEYS = 4096  # of one CTA, whose scores lie in shared memory
+_MAX_KEYS = 4096  # of one CTA
+_KEY_SHARE = 4  # of shared memory at most one part in so many is for scores of keys
 _MIN_KEYS = 8  # of one CTA, unless the head has fewer
 _AHEAD = 16  # keys, and accesses to values, that a thread of the only CTA has on their way
 
@@ -36,18 +38,19 @@ class _Plan(NamedTuple):
     ahead: int
 
 
-def _plan(batch: int, heads: int, chunk: int) -> _Plan:
+def _plan(batch: int, heads: int, chunk: int, unit: GpuUnit) -> _Plan:
     """One CTA with a deep queue on each multiprocessor for a single sequence (of the 7B model:
     four heads); else two, the one reading while the other begins or ends."""
     resident = 1 if batch * heads <= 4 else 2
     fill = _MULTIPROCESSORS * resident // (batch * heads)
-    splits = max(fill, _MIN_SPLITS, -(-2 * chunk // _MAX_KEYS))
+    keys = min(_MAX_KEYS, unit.shared // (4 * _KEY_SHARE))
+    splits = max(fill, _MIN_SPLITS, -(-2 * chunk // keys))
     return _Plan(splits, resident, _AHEAD // resident)
 
 
-def attention_splits(batch: int, heads: int, chunk: int) -> int:
+def attention_splits(batch: int, heads: int, chunk: int, unit: GpuUnit) -> int:
     """CTAs of a head; partial results have one row more."""
-    return _plan(batch, heads, chunk).splits
+    return _plan(batch, heads, chunk, unit).splits
 
 
 class _Shares:
@@ -118,21 +121,22 @@ def attention_step(
     eps: float,
     layers: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
 ):
     """Each row's shares of attention and of the memory read; k, ak and v into the rings.
 
     ``projected`` [B, S+E+D] holds z in its first S columns, v [B, E] is done. R being
     ``attention_splits`` + 1, ``scale`` [B, H, R, 2] says what a row of ``partial`` [B, H, R, vh]
     is: (largest score, sum of exponentials) of weighted values, (0, -1) of what the memory gives,
-    or (0, 0) where there is nothing. ``dependent``: see ``DependentLaunch``; rings and positions
-    must not have been written since the last plain launch.
+    or (0, 0) where there is nothing. On dependent launches see ``DependentLaunch``; rings and
+    positions must not have been written since the last plain one.
     """
-    splits, resident, ahead = _plan(batch, heads, chunk)
+    splits, resident, ahead = _plan(batch, heads, chunk, unit)
+    threads = unit.cta(_THREADS)
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     angles = 2 * ((z_head + 1) // 2)
-    launch = DependentLaunch(dependent)
+    launch = DependentLaunch(unit.dependent_launch)
     shares = _Shares(z_head, v_head, chunk, 16 // vector_width(dtype), splits)
     layout = head_lanes(z_head, dtype)
     lanes, held, slices, width = layout.lanes, layout.held, layout.slices, layout.width
@@ -141,8 +145,8 @@ def attention_step(
     z_vectors = Vectors(z_access, "float32")
     add_lanes = warp_reduce(total, lanes, ahead)
     add_lane = warp_reduce(total, lanes)
-    together = _THREADS // lanes  # keys that the CTA takes at once
-    cta_largest, cta_total = cta_reduce(largest, _THREADS), cta_reduce(total, _THREADS)
+    together = threads // lanes  # keys that the CTA takes at once
+    cta_largest, cta_total = cta_reduce(largest, threads), cta_reduce(total, threads)
 
     def value(operands, row, column):
         Values, layer, slot, head, start, first, count = operands
@@ -153,8 +157,8 @@ def attention_step(
         Memory, layer, slot, head, first, count = operands
         return Memory, [layer, slot, head, first + T.max(T.min(row, count - 1), 0), column]
 
-    values = WeightedRows(v_head, dtype, _THREADS, ahead, value)
-    memory_rows = WeightedRows(v_head, "float32", _THREADS, ahead, kept)
+    values = WeightedRows(v_head, dtype, threads, ahead, value)
+    memory_rows = WeightedRows(v_head, "float32", threads, ahead, kept)
     value_vectors = Vectors(values.width, "float32")
     scores_size = -(-shares.max_keys // values.step) * values.step
     features_size = -(-shares.max_rows // memory_rows.step) * memory_rows.step
@@ -226,7 +230,7 @@ def attention_step(
             value_vectors.load_row(new, 0, V, b, column)
             for j in T.unroll(values.width):
                 rounded[j] = T.Cast(dtype, new[j])
-            if tx + i * _THREADS < values.vectors:
+            if tx + i * threads < values.vectors:
                 for j in T.unroll(values.width):
                     Sums[i * values.width + j] = Sums[i * values.width + j] + weight * T.Cast(
                         "float32", rounded[j]
@@ -307,8 +311,8 @@ def attention_step(
         Projected, V, Gamma, Beta, Rope, Keys, Values, MemoryKeys, Memory = buffers
         Scores = T.alloc_shared((scores_size,), "float32")
         Newest = T.alloc_shared((1,), "float32")
-        Highest = T.alloc_shared((1, _THREADS // WARP), "float32")
-        Totals = T.alloc_shared((1, _THREADS // WARP), "float32")
+        Highest = T.alloc_shared((1, threads // WARP), "float32")
+        Totals = T.alloc_shared((1, threads // WARP), "float32")
         Joined = T.alloc_shared((values.shared,), "float32")
         KRing = T.alloc_local((ahead * held,), dtype)
         VRing = T.alloc_local((values.ring,), dtype)
@@ -341,7 +345,7 @@ def attention_step(
         transform.affine(Z, Gamma, Beta, 0, head, tx, X)
         transform.rotate(X, Rope, T.truncmod(position, chunk), head, tx, Own)
         transform.rotate(X, Rope, chunk + T.truncmod(position, chunk), head, tx, Before)
-        if newest == 1 and tx < WARP:
+        if newest == 1 and by_warps(unit, tx < WARP):
             newest_key(
                 Z, Gamma, Beta, Rope, Own, Keys, MemoryKeys, Newest, layer, slot, head, position, tx
             )
@@ -354,8 +358,8 @@ def attention_step(
         if newest == 1:
             highest[0] = T.max(highest[0], Newest[0])
         sum_exp[0] = f32(0.0)
-        for i in T.serial(T.ceildiv(T.ceildiv(stored, values.step) * values.step - tx, _THREADS)):
-            key = T.meta_var(tx + i * _THREADS)
+        for i in T.serial(T.ceildiv(T.ceildiv(stored, values.step) * values.step - tx, threads)):
+            key = T.meta_var(tx + i * threads)
             Scores[key] = T.Select(key < stored, T.exp(Scores[key] - highest[0]), f32(0.0))
             sum_exp[0] = sum_exp[0] + Scores[key]
         cta_total(sum_exp, Totals, tx)
@@ -383,7 +387,7 @@ def attention_step(
         operands = T.meta_var((Memory, layer, slot, head, first, rows))
         memory_rows.start(operands, MRing, tx)
         launch.wait()
-        if tx < WARP:
+        if by_warps(unit, tx < WARP):
             load_z(Projected, Z, b, head, tx)
             transform.normalise(Z)
             features(Z, Gamma, Beta, X, Features, head, first, rows, tx)
@@ -455,7 +459,7 @@ def attention_step(
         T.device_entry()
         T.attr({"tirx.launch_bounds_min_blocks_per_sm": resident})
         split, head, b = T.cta_id([splits, heads, batch])
-        tx = T.thread_id([_THREADS])
+        tx = T.thread_id([threads])
         Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
         Rows = T.decl_buffer((batch * heads * (splits + 1), v_head), "float32", data=Partial.data)
         Kinds = T.decl_buffer((batch * heads * (splits + 1), 2), "float32", data=Scale.data)
@@ -488,19 +492,19 @@ def attention_combine(
     model_dim: int,
     chunk: int,
     dtype: str,
-    dependent: bool = False,
+    unit: GpuUnit,
 ):
     """gated [B, E] = r * attention + memory read, from the shares of ``attention_step``.
 
     r is ``projected`` [B, S+E+D] from column S on. What an idle row gets means nothing.
     """
-    launch = DependentLaunch(dependent)
-    rows = attention_splits(batch, heads, chunk) + 1
+    launch = DependentLaunch(unit.dependent_launch)
+    rows = attention_splits(batch, heads, chunk, unit) + 1
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     width = vector_width("float32", v_head, z_dim, columns)
     vectors = Vectors(width, "float32")
-    warps = min(_THREADS // WARP, rows)
+    warps = min(unit.cta(_THREADS) // WARP, rows)
     rounds = -(-rows // warps)
     tile = WARP * width
     highest_of, total_of = warp_reduce(largest, WARP), warp_reduce(total, WARP)
