@@ -1,0 +1,1 @@
+"""Kernels for Vulkan: from lowered TensorIR to SPIR-V, without another compiler."""

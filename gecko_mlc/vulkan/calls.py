@@ -1,0 +1,205 @@
+"""Calls in TensorIR and what stands for them in SPIR-V.
+
+A translator takes the ``Expressions`` at hand and the call, and returns the ids of its value's
+lanes, none if it has no value. ``INTRINSICS`` has TVM's own operations, by name without "tirx.",
+``EXTERNS`` those called by ``T.call_extern`` and ``T.call_pure_extern``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tvm import tirx
+from tvm.ir import Call, StringImm
+
+from gecko_mlc.vulkan.enumerants import BuiltIn, Capability, Glsl, Op, Scope, Semantics
+from gecko_mlc.vulkan.unsupported import Unsupported
+
+if TYPE_CHECKING:
+    from gecko_mlc.vulkan.expressions import Expressions
+
+Translator = Callable[["Expressions", Call], list[int]]
+
+_WARP = 32
+_WORDS = ("float32", "int32", "uint32", "bfloat16")
+
+
+def _function(number: int) -> Translator:
+    """An elementary function of float32 in GLSL.std.450."""
+
+    def translate(expressions: Expressions, call: Call) -> list[int]:
+        operands = [operand for operand in call.args if not isinstance(operand, StringImm)]
+        for operand in operands:
+            if operand.ty.dtype.with_lanes(1) != "float32":
+                raise Unsupported(f"{call.op.name.removeprefix('tirx.')} of {operand.ty.dtype}")
+        kind = expressions.scalars.kind("float32")
+        return expressions.each(lambda *x: expressions.code.glsl(number, kind, *x), *operands)
+
+    return translate
+
+
+def _expm1(expressions: Expressions, call: Call) -> list[int]:
+    """exp(x) - 1: near 0 by its series, where the difference would lose what matters."""
+    scalars = expressions.scalars
+
+    def operate(name: str, a: int, b: int) -> int:
+        return scalars.binary(name, "float32", a, b)
+
+    def constant(value: float) -> int:
+        return scalars.constant("float32", value)
+
+    def expm1(x: int) -> int:
+        one = constant(1.0)
+        series = one
+        for order in range(8, 1, -1):
+            term = operate("Mul", operate("Mul", x, constant(1 / order)), series)
+            series = operate("Add", term, one)
+        kind = scalars.kind("float32")
+        far = operate("Sub", expressions.code.glsl(Glsl.Exp, kind, x), one)
+        near = operate("LT", expressions.code.glsl(Glsl.FAbs, kind, x), constant(0.5))
+        return scalars.select("float32", near, operate("Mul", x, series), far)
+
+    return expressions.each(expm1, call.args[1])
+
+
+def _if_then_else(expressions: Expressions, call: Call) -> list[int]:
+    condition, true, false = call.args
+    return expressions.choose(call, condition, true, false)
+
+
+def _reinterpret(expressions: Expressions, call: Call) -> list[int]:
+    source, target = str(call.args[-1].ty.dtype), str(call.ty.dtype)
+    if any(dtype not in ("float32", "int32", "uint32") for dtype in (source, target)):
+        raise Unsupported(f"reinterpret of {source} as {target}")
+    if "float32" not in (source, target):
+        return expressions.elements(call.args[-1])
+    return expressions.each(lambda value: expressions.scalars.bitcast(target, value), call.args[-1])
+
+
+def _likely(expressions: Expressions, call: Call) -> list[int]:
+    return expressions.elements(call.args[0])
+
+
+def _barrier(expressions: Expressions, call: Call) -> list[int]:
+    """All threads of the CTA, or of a warp, have come here, and see what the others stored."""
+    scope = Scope.Workgroup
+    if call.args[0].value == "warp":
+        require_warps(expressions, call)
+        expressions.module.capability(Capability.GroupNonUniform)
+        scope = Scope.Subgroup
+    elif call.args[0].value != "shared":
+        raise Unsupported(f"a barrier of scope {call.args[0].value}")
+    semantics = Semantics.AcquireRelease | Semantics.WorkgroupMemory | Semantics.UniformMemory
+    numbers = (scope, scope, semantics)
+    expressions.code.effect(
+        Op.ControlBarrier, *(expressions.scalars.constant("uint32", n) for n in numbers)
+    )
+    return []
+
+
+def _shuffle_xor(expressions: Expressions, call: Call) -> list[int]:
+    if not isinstance(call.args[2], tirx.IntImm) or call.args[2].value >= expressions.subgroup:
+        require_warps(expressions, call)
+    expressions.module.capability(Capability.GroupNonUniformShuffle)
+    mask = expressions.scalar(call.args[2])
+    return [_shuffled(expressions, call, Op.GroupNonUniformShuffleXor, mask)]
+
+
+def _shuffle(expressions: Expressions, call: Call) -> list[int]:
+    require_warps(expressions, call)
+    expressions.module.capability(Capability.GroupNonUniformShuffle)
+    lane = expressions.scalar(call.args[2])
+    if expressions.subgroup > _WARP:
+        scalars = expressions.scalars
+        outside = scalars.constant("uint32", -_WARP)
+        first = scalars.binary("BitwiseAnd", "uint32", _lane(expressions), outside)
+        lane = scalars.binary("Add", "uint32", first, lane)
+    return [_shuffled(expressions, call, Op.GroupNonUniformShuffle, lane)]
+
+
+def _shuffle_up(expressions: Expressions, call: Call) -> list[int]:
+    """From the lane that many below; below the first, a lane keeps its own value."""
+    return _relative(expressions, call, Op.GroupNonUniformShuffleUp)
+
+
+def _shuffle_down(expressions: Expressions, call: Call) -> list[int]:
+    """From the lane that many above; above the last, a lane keeps its own value."""
+    return _relative(expressions, call, Op.GroupNonUniformShuffleDown)
+
+
+def _relative(expressions: Expressions, call: Call, opcode: int) -> list[int]:
+    require_warps(expressions, call)
+    expressions.module.capability(Capability.GroupNonUniformShuffleRelative)
+    scalars = expressions.scalars
+    distance = expressions.scalar(call.args[2])
+    within = scalars.constant("uint32", _WARP - 1)
+    lane = scalars.binary("BitwiseAnd", "uint32", _lane(expressions), within)
+    if opcode == Op.GroupNonUniformShuffleUp:
+        inside = scalars.binary("LE", "uint32", distance, lane)
+    else:
+        top = scalars.binary("Add", "uint32", lane, distance)
+        inside = scalars.binary("LE", "uint32", top, within)
+    dtype = str(call.ty.dtype)
+    shuffled = _shuffled(expressions, call, opcode, distance)
+    return [scalars.select(dtype, inside, shuffled, expressions.scalar(call.args[1]))]
+
+
+def _shuffled(expressions: Expressions, call: Call, opcode: int, other: int) -> int:
+    dtype = str(call.ty.dtype)
+    if dtype not in _WORDS:
+        raise Unsupported(f"{call.op.name.removeprefix('tirx.')} of {dtype}")
+    scope = expressions.scalars.constant("uint32", Scope.Subgroup)
+    value = expressions.scalar(call.args[1])
+    expressions.module.capability(Capability.GroupNonUniform)
+    return expressions.code.result(opcode, expressions.scalars.kind(dtype), scope, value, other)
+
+
+def _lane(expressions: Expressions) -> int:
+    """The number of this thread in its subgroup."""
+    kind = expressions.module.integer(32)
+    variable = expressions.module.builtin(BuiltIn.SubgroupLocalInvocationId, kind)
+    return expressions.code.at_entry(Op.Load, kind, variable)
+
+
+def require_warps(expressions: Expressions, call: Call) -> None:
+    """Unsupported unless subgroups hold whole warps."""
+    if expressions.subgroup == 0 or expressions.subgroup % _WARP:
+        raise Unsupported(
+            f"{call.op.name.removeprefix('tirx.')} with subgroups of {expressions.subgroup}"
+        )
+
+
+INTRINSICS: dict[str, Translator] = {
+    "exp": _function(Glsl.Exp),
+    "exp2": _function(Glsl.Exp2),
+    "log": _function(Glsl.Log),
+    "log2": _function(Glsl.Log2),
+    "sqrt": _function(Glsl.Sqrt),
+    "rsqrt": _function(Glsl.InverseSqrt),
+    "tanh": _function(Glsl.Tanh),
+    "fabs": _function(Glsl.FAbs),
+    "floor": _function(Glsl.Floor),
+    "ceil": _function(Glsl.Ceil),
+    "round": _function(Glsl.RoundEven),
+    "trunc": _function(Glsl.Trunc),
+    "sin": _function(Glsl.Sin),
+    "cos": _function(Glsl.Cos),
+    "pow": _function(Glsl.Pow),
+    "if_then_else": _if_then_else,
+    "likely": _likely,
+    "reinterpret": _reinterpret,
+    "tvm_storage_sync": _barrier,
+    "tvm_warp_shuffle": _shuffle,
+    "tvm_warp_shuffle_down": _shuffle_down,
+    "tvm_warp_shuffle_up": _shuffle_up,
+    "tvm_warp_shuffle_xor": _shuffle_xor,
+}
+EXTERNS: dict[str, Translator] = {
+    "expm1f": _expm1,
+    **{
+        f"{name}f": INTRINSICS[name]
+        for name in ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "fabs")
+        + ("floor", "ceil", "round", "trunc", "sin", "cos", "pow")
+    },
+}
