@@ -12,11 +12,12 @@ import tvm
 from tvm import relax
 
 from gecko_mlc.compile import CompileError
-from gecko_mlc.compile.gpu_targets import CudaTarget
+from gecko_mlc.compile.gpu_targets import CudaTarget, VulkanTarget
 from gecko_mlc.compile.machine_code import replace_source, source_kept
 from gecko_mlc.compile.nvcc import compile_cuda, find_nvcc
 from gecko_mlc.compile.pipeline import pipeline
 from gecko_mlc.compile.targets import CompileTarget
+from gecko_mlc.vulkan.build import register as register_vulkan
 
 
 def check_tools(target: CompileTarget) -> None:
@@ -36,6 +37,8 @@ def build(module: tvm.IRModule, target: CompileTarget, dump: Path | None = None)
     ``dump`` is a folder for the module after every pass, and for a GPU's source and report.
     """
     options = {"relax.backend.use_cuda_graph": target.graphs is not None}
+    if isinstance(target, VulkanTarget):
+        register_vulkan()
     with target.tvm_target, tvm.transform.PassContext(config=options), source_kept():
         executable = relax.build(
             module,

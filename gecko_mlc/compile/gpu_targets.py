@@ -8,6 +8,7 @@ from typing import Any
 import tvm
 from tvm.target import codegen
 
+from gecko_mlc.compile import metal, portable
 from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 
@@ -74,7 +75,7 @@ class VulkanTarget:
     subgroup: int = 0
     cooperative_matrix: bool = False
 
-    tir_pipeline = "gecko_mlc.portable"
+    tir_pipeline = portable.PIPELINE
     graphs = "gecko_mlc.vulkan"
 
     @property
@@ -94,6 +95,11 @@ class VulkanTarget:
                 "max_threads_per_block": self.threads,
                 "max_shared_memory_per_block": self.shared,
                 "max_push_constants_size": self.push_constants,
+                # Kernels that use them say so: the runtime asks the device.
+                "supports_int16": True,
+                "supports_int64": True,
+                "supports_float16": True,
+                "supports_16bit_buffer": True,
             },
             host="llvm",
         )
@@ -136,7 +142,7 @@ class MetalTarget:
     shared: int
     mtriple: str | None = None
 
-    tir_pipeline = "gecko_mlc.metal"
+    tir_pipeline = metal.PIPELINE
     graphs = None
 
     @property
