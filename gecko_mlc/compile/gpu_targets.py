@@ -100,6 +100,7 @@ class VulkanTarget:
                 "supports_int64": True,
                 "supports_float16": True,
                 "supports_16bit_buffer": True,
+                "supports_cooperative_matrix": self.cooperative_matrix,
             },
             host="llvm",
         )

@@ -61,7 +61,7 @@ class Buffers:
 
     def __init__(self, scalars: Scalars, uses: BufferUses):
         self._scalars, self._module, self._uses = scalars, scalars.module, uses
-        self._packing = Packing(scalars)
+        self.packing = Packing(scalars)
         self._addresses: dict[int, tuple[int, str, bool]] = {}
         self._extents: dict[int, tuple[str, int]] = {}
         self._memories: dict[int, Memory] = {}
@@ -121,7 +121,7 @@ class Buffers:
             return (pointer, self._scalars.constant("int32", 0))
 
         return Memory(
-            self._scalars, self._packing, StorageClass.PhysicalStorageBuffer, base, global_view
+            self._scalars, self.packing, StorageClass.PhysicalStorageBuffer, base, global_view
         )
 
     def _pointer_type(self, view: View, writable: bool) -> int:
@@ -143,7 +143,7 @@ class Buffers:
         self.shared += count * element
         return Memory(
             self._scalars,
-            self._packing,
+            self.packing,
             StorageClass.Workgroup,
             lambda _view: (variable,),
             lambda _dtype, _lanes: view,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.ir import Call, StringImm
 
+from gecko_mlc.vulkan import cooperative
 from gecko_mlc.vulkan.enumerants import BuiltIn, Capability, Glsl, Op, Scope, Semantics
 from gecko_mlc.vulkan.unsupported import Unsupported
 
@@ -69,7 +70,11 @@ def _if_then_else(expressions: Expressions, call: Call) -> list[int]:
 
 
 def _reinterpret(expressions: Expressions, call: Call) -> list[int]:
-    source, target = str(call.args[-1].ty.dtype), str(call.ty.dtype)
+    source, target = (str(node.ty.dtype.with_lanes(1)) for node in (call.args[-1], call))
+    if source in ("float16", "bfloat16") and target == "uint32":
+        halves = expressions.elements(call.args[-1])
+        pairs = zip(halves[::2], halves[1::2], strict=True)
+        return [expressions.buffers.packing.pack(low, high, source) for low, high in pairs]
     if any(dtype not in ("float32", "int32", "uint32") for dtype in (source, target)):
         raise Unsupported(f"reinterpret of {source} as {target}")
     if "float32" not in (source, target):
@@ -91,6 +96,8 @@ def _barrier(expressions: Expressions, call: Call) -> list[int]:
     elif call.args[0].value != "shared":
         raise Unsupported(f"a barrier of scope {call.args[0].value}")
     semantics = Semantics.AcquireRelease | Semantics.WorkgroupMemory | Semantics.UniformMemory
+    if expressions.module.has_capability(Capability.VulkanMemoryModel):
+        semantics |= Semantics.MakeAvailable | Semantics.MakeVisible
     numbers = (scope, scope, semantics)
     expressions.code.effect(
         Op.ControlBarrier, *(expressions.scalars.constant("uint32", n) for n in numbers)
@@ -170,6 +177,10 @@ def require_warps(expressions: Expressions, call: Call) -> None:
         )
 
 
+def _cooperative(expressions: Expressions, call: Call) -> list[int]:
+    return expressions.matrices.translate(expressions, call)
+
+
 INTRINSICS: dict[str, Translator] = {
     "exp": _function(Glsl.Exp),
     "exp2": _function(Glsl.Exp2),
@@ -196,6 +207,7 @@ INTRINSICS: dict[str, Translator] = {
     "tvm_warp_shuffle_xor": _shuffle_xor,
 }
 EXTERNS: dict[str, Translator] = {
+    **{name: _cooperative for name in cooperative.NAMES},
     "expm1f": _expm1,
     **{
         f"{name}f": INTRINSICS[name]

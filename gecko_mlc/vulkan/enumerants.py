@@ -26,6 +26,7 @@ class Op:
     ConstantTrue = 41
     ConstantFalse = 42
     Constant = 43
+    ConstantComposite = 44
     Function = 54
     FunctionEnd = 56
     Variable = 59
@@ -94,6 +95,10 @@ class Op:
     GroupNonUniformShuffleXor = 346
     GroupNonUniformShuffleUp = 347
     GroupNonUniformShuffleDown = 348
+    TypeCooperativeMatrix = 4456
+    CooperativeMatrixLoad = 4457
+    CooperativeMatrixStore = 4458
+    CooperativeMatrixMulAdd = 4459
 
 
 class Capability:
@@ -105,7 +110,11 @@ class Capability:
     GroupNonUniformShuffle = 65
     GroupNonUniformShuffleRelative = 66
     StorageBuffer16BitAccess = 4433
+    BFloat16Type = 5116
+    BFloat16CooperativeMatrix = 5118
+    VulkanMemoryModel = 5345
     PhysicalStorageBufferAddresses = 5347
+    CooperativeMatrix = 6022
 
 
 class StorageClass:
@@ -137,12 +146,15 @@ class Scope:
 
 class Semantics:
     AcquireRelease = 0x8
+    MakeAvailable = 0x2000
+    MakeVisible = 0x4000
     UniformMemory = 0x40
     WorkgroupMemory = 0x100
 
 
 class MemoryAccess:
     Aligned = 0x2
+    NonPrivatePointer = 0x20
 
 
 class Glsl:

@@ -10,6 +10,7 @@ from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
 from gecko_mlc.vulkan.calls import EXTERNS, INTRINSICS
+from gecko_mlc.vulkan.cooperative import Matrices
 from gecko_mlc.vulkan.index import Index
 from gecko_mlc.vulkan.registers import Registers
 from gecko_mlc.vulkan.unsupported import Unsupported
@@ -29,6 +30,7 @@ class Expressions:
     def __init__(self, scalars: Scalars, buffers: Buffers, subgroup: int):
         self.scalars, self.buffers, self.subgroup = scalars, buffers, subgroup
         self.code, self.module = scalars.code, scalars.module
+        self.matrices = Matrices(scalars)
         self._variables: dict[int, list[int]] = {}
         self._definitions: dict[int, object] = {}
         self._done: dict[int, list[int]] = {}

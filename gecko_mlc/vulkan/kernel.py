@@ -8,6 +8,7 @@ import tvm
 from tvm import tirx
 
 from gecko_mlc.compile import CompileError
+from gecko_mlc.vulkan import cooperative
 from gecko_mlc.vulkan.arguments import ADDRESS, arguments
 from gecko_mlc.vulkan.buffers import Buffers
 from gecko_mlc.vulkan.code import Code
@@ -21,7 +22,6 @@ from gecko_mlc.vulkan.uses import BufferUses
 
 # What the specification promises of every device.
 _PUSH_CONSTANTS, _SHARED = 128, 16 * 1024
-_COOPERATIVE_MATRIX = 6022  # the capability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +119,14 @@ def _translate(name: str, function: tirx.PrimFunc, limits: Limits) -> Kernel:
             buffers.address(variable.__chandle__(), value, parameter.dtype)
         else:
             expressions.bind(variable, [value])
+    if cooperative.has_matrices(function.body):
+        cooperative.declare(module)
     statements.translate(function.body)
     x, y, z = statements.threads
-    uses_subgroup = module.has_capability(Capability.GroupNonUniform)
+    uses_subgroup = any(
+        module.has_capability(capability)
+        for capability in (Capability.GroupNonUniform, Capability.CooperativeMatrix)
+    )
     return Kernel(
         name=name,
         spirv=module.assemble((x, y, z), code.finish()),
@@ -136,7 +141,7 @@ def _translate(name: str, function: tirx.PrimFunc, limits: Limits) -> Kernel:
         storage16=module.has_capability(Capability.StorageBuffer16BitAccess),
         int64=module.has_capability(Capability.Int64),
         int16=module.has_capability(Capability.Int16),
-        cooperative_matrix=module.has_capability(_COOPERATIVE_MATRIX),
+        cooperative_matrix=module.has_capability(Capability.CooperativeMatrix),
     )
 
 

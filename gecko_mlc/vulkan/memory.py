@@ -69,7 +69,7 @@ class Memory:
         components: list[int] = []
         for pointer, count in self._parts(view, index, dtype, lanes):
             kind = self._vector(view, count)
-            loaded = self._code.result(Op.Load, kind, pointer, *self._aligned(view, count))
+            loaded = self._code.result(Op.Load, kind, pointer, *self._memory_operands(view, count))
             if count == 1:
                 components.append(loaded)
                 continue
@@ -91,7 +91,7 @@ class Memory:
             if count > 1:
                 kind = self._vector(view, count)
                 value = self._code.value(Op.CompositeConstruct, kind, *part)
-            self._code.effect(Op.Store, pointer, value, *self._aligned(view, count))
+            self._code.effect(Op.Store, pointer, value, *self._memory_operands(view, count))
 
     def pointer(self, index: Index, dtype: str) -> tuple[int, int]:
         """The address of the component or vector that begins with the element at ``index``, and how
@@ -132,10 +132,12 @@ class Memory:
         kind = view.kind(self._scalars)
         return kind if width == 1 else self._module.vector(kind, width)
 
-    def _aligned(self, view: View, count: int) -> tuple[int, ...]:
-        if self._storage != StorageClass.PhysicalStorageBuffer:
-            return ()
-        return (MemoryAccess.Aligned, count * view.bytes)
+    def _memory_operands(self, view: View, count: int) -> tuple[int, ...]:
+        if self._storage == StorageClass.PhysicalStorageBuffer:
+            return (MemoryAccess.Aligned, count * view.bytes)
+        if self._module.has_capability(Capability.VulkanMemoryModel):
+            return (MemoryAccess.NonPrivatePointer,)
+        return ()
 
     def _elements(self, view: View, components: list[int], dtype: str) -> list[int]:
         if view.dtype == WORD:

@@ -150,7 +150,7 @@ class Statements:
             local = self._buffers.known_local(buffer)
             if isinstance(local, Registers):
                 written += local.existing()
-        return written
+        return written + self._expressions.matrices.written(body)
 
 
 def _indexes_local(body: tirx.Stmt, variable: tirx.Var) -> bool:
