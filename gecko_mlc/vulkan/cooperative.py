@@ -1,4 +1,4 @@
-"""Cooperative matrices: what the functions that ``tir_kernels.gpu.cooperative`` calls are in SPIR-V.
+"""Cooperative matrices: what the calls of ``tir_kernels.gpu.cooperative`` are in SPIR-V.
 
 SPV_KHR_cooperative_matrix, and SPV_KHR_bfloat16 for matrices of bfloat16. A module with such
 matrices has the Vulkan memory model: accesses of shared memory that other threads are to see are
@@ -7,20 +7,17 @@ NonPrivatePointer, and barriers make what was written available and visible.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import tvm_ffi
-from tvm import tirx
-from tvm.ir import Call
+from tvm.ir import Call, TensorLoad
 from tvm.ir import Op as TirOp
 
 from gecko_mlc.vulkan.enumerants import Capability, MemoryAccess, Op, Scope
 from gecko_mlc.vulkan.unsupported import Unsupported
 
 if TYPE_CHECKING:
-    from gecko_mlc.vulkan.expressions import Expressions
     from gecko_mlc.vulkan.scalars import Scalars
-    from gecko_mlc.vulkan.spirv import Module
 
 _CALL = TirOp.get("tirx.call_extern")
 # Of a matrix: rows, columns, and what it is in a product.
@@ -40,67 +37,59 @@ _LOADS = {
 }
 _CLEAR, _STORE = "cooperative_clear_sums", "cooperative_store_sums"
 _MULTIPLY_ADD = "cooperative_multiply_add"
-NAMES = frozenset((*_LOADS, _CLEAR, _STORE, _MULTIPLY_ADD))
 
 
-def has_matrices(body: tirx.Stmt) -> bool:
-    """Whether a kernel has operations of cooperative matrices."""
-
-    def find(call: Call):
-        return tvm_ffi.structural.VisitInterrupt(True) if _is_operation(call) else None
-
-    return tvm_ffi.structural_walk(body, (Call, find)) is not None
+def is_cooperative(call: Call) -> bool:
+    """Whether the call is one of these."""
+    return call.op.same_as(_CALL) and call.args[0].value.startswith("cooperative_")
 
 
-def declare(module: Module) -> None:
-    """Make the module one with cooperative matrices; before anything else is declared."""
-    module.capability(Capability.VulkanMemoryModel)
-    module.capability(Capability.CooperativeMatrix)
-    module.extension("SPV_KHR_cooperative_matrix")
+class CooperativeMatrices:
+    """The matrices of one kernel, each a register of its function.
 
+    ``place`` gives a pointer to the element of a shared array that begins with a word of 32 bits,
+    and how many words such an element has.
+    """
 
-class Matrices:
-    """The cooperative matrices of one kernel, each a register of its function."""
-
-    def __init__(self, scalars: Scalars):
-        self._scalars, self._code, self._module = scalars, scalars.code, scalars.module
+    def __init__(self, scalars: Scalars, place: Callable[[TensorLoad], tuple[int, int]]):
+        self._scalars, self._place = scalars, place
+        self._code, self._module = scalars.code, scalars.module
         self._registers: dict[tuple[int, int], int] = {}
+        self._module.capability(Capability.CooperativeMatrix)
+        self._module.extension("SPV_KHR_cooperative_matrix")
 
-    def translate(self, expressions: Expressions, call: Call) -> list[int]:
-        """The instructions of one of the functions ``NAMES``; it has no value."""
+    def translate(self, call: Call) -> None:
+        """The instructions of a call for which ``is_cooperative`` holds."""
         name, *operands = call.args
         if name.value in _LOADS:
-            self._load(expressions, *_LOADS[name.value], *operands)
+            self._load(*_LOADS[name.value], *operands)
         elif name.value == _STORE:
-            self._store(expressions, *operands)
+            self._store(*operands)
         elif name.value == _CLEAR:
             self._clear(*operands)
-        else:
+        elif name.value == _MULTIPLY_ADD:
             self._multiply_add(*operands)
-        return []
+        else:
+            raise Unsupported(f"a call of {name.value}, no operation of cooperative matrices")
 
-    def written(self, body: tirx.Stmt) -> list[int]:
-        """The registers that ``body`` may store to."""
-        written: list[int] = []
+    def written(self, call: Call) -> list[int]:
+        """The registers that such a call stores to."""
+        name, matrix = call.args[:2]
+        if name.value == _STORE:
+            return []
+        use, _ = _LOADS.get(name.value, (_SUMS, None))
+        return [self._register(matrix, use)]
 
-        def find(call: Call) -> None:
-            if _is_operation(call) and call.args[0].value != _STORE:
-                use, _ = _LOADS.get(call.args[0].value, (_SUMS, None))
-                written.append(self._register(call.args[1], use))
-
-        tvm_ffi.structural_walk(body, (Call, find))
-        return written
-
-    def _load(self, expressions, use: int, layout: int, matrix, source, stride) -> None:
+    def _load(self, use: int, layout: int, matrix, source, stride) -> None:
         loaded = self._code.result(
             Op.CooperativeMatrixLoad,
             self._type(matrix, use),
-            *self._place(expressions, source, stride, layout),
+            *self._access(source, stride, layout),
         )
         self._code.write(self._register(matrix, use), loaded)
 
-    def _store(self, expressions, target, matrix, stride) -> None:
-        pointer, *rest = self._place(expressions, target, stride, _BY_ROWS)
+    def _store(self, target, matrix, stride) -> None:
+        pointer, *rest = self._access(target, stride, _BY_ROWS)
         sums = self._code.read(self._register(matrix, _SUMS))
         self._code.effect(Op.CooperativeMatrixStore, pointer, sums, *rest)
 
@@ -120,14 +109,11 @@ class Matrices:
         )
         self._code.write(register, product)
 
-    def _place(self, expressions, address, stride, layout: int) -> tuple[int, ...]:
+    def _access(self, address, stride, layout: int) -> tuple[int, ...]:
         """Where a matrix lies in shared memory: a pointer to an array's element, the layout, the
         elements from one row (or column) to the next, and how memory is accessed.
         """
-        word = address.args[0]
-        memory = expressions.buffers.memory(word.source)
-        dtype = str(word.source.ty.dtype.dtype)
-        pointer, words = memory.pointer(expressions.index(word.indices[0]), dtype)
+        pointer, words = self._place(address.args[0])
         if words != _WORDS or stride.value % words:
             raise Unsupported(f"a cooperative matrix whose rows are {stride.value} words apart")
         elements = self._number(stride.value // words)
@@ -161,7 +147,3 @@ class Matrices:
 
     def _number(self, value: int) -> int:
         return self._scalars.constant("uint32", int(value))
-
-
-def _is_operation(call: Call) -> bool:
-    return call.op.same_as(_CALL) and call.args[0].value in NAMES
