@@ -12,16 +12,26 @@ import tvm
 from tvm import relax
 
 from gecko_mlc.compile import CompileError
-from gecko_mlc.compile.gpu_targets import CudaTarget, VulkanTarget
+from gecko_mlc.compile.gpu_targets import CudaTarget, MetalTarget, VulkanTarget
 from gecko_mlc.compile.machine_code import replace_source, source_kept
+from gecko_mlc.compile.metal.source import write_source
 from gecko_mlc.compile.nvcc import compile_cuda, find_nvcc
 from gecko_mlc.compile.pipeline import pipeline
 from gecko_mlc.compile.targets import CompileTarget
 from gecko_mlc.vulkan.build import register as register_vulkan
 
 
-def check_tools(target: CompileTarget) -> None:
-    """CompileError unless the programs that compiling for ``target`` takes are there."""
+def check_tools(target: CompileTarget, output: Path) -> None:
+    """CompileError unless the programs that compiling for ``target`` takes are there, and
+    ``output`` is of a kind that can be made here.
+    """
+    if isinstance(target, MetalTarget) and target.mtriple is not None:
+        if output.suffix != ".tar":
+            raise CompileError(
+                f"output is {output.name}, wanted a .tar: target {target.name} makes object files "
+                "for a Mac, where a linker makes a library of them"
+            )
+        return
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         raise CompileError(
             "found neither g++ nor clang++, wanted one to link the library: install a C++ compiler "
@@ -49,11 +59,16 @@ def build(module: tvm.IRModule, target: CompileTarget, dump: Path | None = None)
     if isinstance(target, CudaTarget):
         compiler = functools.partial(compile_cuda, target=target, dump=dump)
         replace_source(executable.mod, "cuda", compiler, "fatbin")
+    if isinstance(target, MetalTarget) and dump is not None:
+        write_source(executable.mod, dump)
     return executable
 
 
 def export(executable, output: Path) -> None:
-    """Link the executable into the shared object ``output``, which appears at once or not."""
+    """Link the executable into the shared object ``output``, which appears at once or not.
+
+    A ``.tar`` holds the object files instead.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         finished = Path(folder) / f"library{output.suffix}"

@@ -14,7 +14,8 @@ from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 def architecture(triple: str | None = None) -> str:
     """The processor family of a platform, this machine's by default: x86_64, aarch64, ..."""
-    return (triple or codegen.llvm_get_system_triple()).split("-")[0]
+    name = (triple or codegen.llvm_get_system_triple()).split("-")[0]
+    return {"arm64": "aarch64"}.get(name, name)  # as Apple calls it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,8 @@ class VulkanTarget:
 class MetalTarget:
     """A named Metal target: threads of a threadgroup and bytes of its memory.
 
-    ``mtriple`` is the platform of the library's host code; without one it is this machine's.
+    ``mtriple`` is the platform of the library's host code; without one it is this machine's. With
+    one it is not linked here: the library is a .tar of object files, for a linker on a Mac.
     """
 
     name: str

@@ -59,7 +59,7 @@ def compile_library(
     ``dump`` is a folder for the module after every pass and, for a GPU, its source and the
     assembler's report. Raises CompileError without a linker or, for a GPU, its compiler.
     """
-    check_tools(target)
+    check_tools(target, output)
     model = _model(config, QUANTIZATIONS[quantization], target)
     module, parameters = model.export_tvm(spec=model.module_spec())
     module = model.annotate(module)

@@ -38,12 +38,13 @@ _ARRAY = re.compile(r"^(\s*)threadgroup (\w+) (\w+)\[(\d+)\];$", re.M)
 _SPACES = {"device", "threadgroup", "thread", "constant"}
 _NAME = re.compile(r"\b(?:int|uint|float|half|long|short|ushort|bool)\d? (\w+)\b")
 # Words of C++ are errors to the C++ compiler; these are MSL's, types of its library among them.
-_RESERVED = frozenset(
+_WORDS = (
     "kernel vertex fragment device constant thread threadgroup threadgroup_imageblock ray_data "
     "object_data half bfloat uchar ushort uint ulong sampler texture1d texture2d texture3d "
     "texturecube depth2d array atomic_int atomic_uint atomic_float packed_float4 packed_half4 "
-    "metal simd quad simdgroup matrix vec tensor size_t ptrdiff_t visible stitchable patch".split()
+    "metal simd quad simdgroup matrix vec tensor size_t ptrdiff_t visible stitchable patch"
 )
+_RESERVED = frozenset(_WORDS.split())
 
 
 class MetalError(ValueError):

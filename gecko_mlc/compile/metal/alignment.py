@@ -31,14 +31,14 @@ def show_alignment(function: tirx.PrimFunc, _mod, _context) -> tirx.PrimFunc:
         if count == 1 or not isinstance(load.indices[-1], tirx.Ramp):
             return load
         (ramp,) = load.indices
-        if ramp.stride.value != 1 or _multiple(ramp.base, count):
+        if ramp.stride.value != 1 or is_multiple(ramp.base, count):
             return load
         base = write_out(ramp.base)
-        if not _multiple(base, count):
+        if not is_multiple(base, count):
             return load
         return tirx.BufferLoad(load.source, [tirx.Ramp(base, 1, count)])
 
-    def _multiple(expression, factor: int) -> bool:
+    def is_multiple(expression, factor: int) -> bool:
         found = analyzer.modular_set(expression)
         return found.coeff % factor == 0 and found.base % factor == 0
 

@@ -25,13 +25,13 @@ _FUNCTIONS = (
     "simd_shuffle simd_shuffle_up simd_shuffle_down simd_shuffle_xor "
     "simdgroup_barrier threadgroup_barrier"
 )
+_VECTORS = "char short int long uchar ushort uint ulong half float"
 RESERVED = frozenset(
     [
         *f"{_CPP} {_MSL} {_FUNCTIONS}".split(),
-        *(f"{kind}{n}" for kind in "char short int long uchar ushort uint ulong half float".split()
-          for n in (2, 3, 4)),
+        *(f"{element}{count}" for element in _VECTORS.split() for count in (2, 3, 4)),
     ]
-)  # fmt: skip
+)
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="gecko_mlc.rename_reserved")
