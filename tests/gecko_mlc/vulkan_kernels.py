@@ -152,6 +152,32 @@ def address(tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
+def validated(folder: Path) -> tuple[dict[str, str], Path]:
+    """Variables for a process in which Khronos's layer watches every call of Vulkan, and its log.
+
+    The log has each violation of the specification, also of memory read before a write to it is
+    over, and objects that are left when their device is destroyed. A test without the layer fails.
+    """
+    manifest = "vulkan/explicit_layer.d/VkLayer_khronos_validation.json"
+    places = [Path(root) / manifest for root in ("/usr/share", "/usr/local/share", "/etc")]
+    assert any(place.is_file() for place in places), (
+        f"found no {places[0]}: apt-get install vulkan-validationlayers"
+    )
+    log = folder / "validation.log"
+    settings = {
+        "debug_action": "VK_DBG_LAYER_ACTION_LOG_MSG",
+        "report_flags": "error,warn",
+        "log_filename": log,
+        "enables": "VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT",
+    }
+    lines = [f"khronos_validation.{key} = {value}\n" for key, value in settings.items()]
+    (folder / "vk_layer_settings.txt").write_text("".join(lines), encoding="utf-8")
+    return {
+        "VK_INSTANCE_LAYERS": "VK_LAYER_KHRONOS_validation",
+        "VK_LAYER_SETTINGS_PATH": str(folder),
+    }, log
+
+
 class Kernel(NamedTuple):
     """SPIR-V and what the runtime has to know of it."""
 

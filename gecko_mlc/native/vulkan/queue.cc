@@ -51,11 +51,16 @@ Queue::Queue(Device& device, VkQueue handle) : device_(device), handle_(handle),
                "vkCreateSemaphore");
 }
 
-Queue::~Queue() {
-  // A lost device has nothing under way.
+void Queue::Abandon() {
+  // A lost device has nothing under way, whatever this returns.
   device_.vk().DeviceWaitIdle(device_.handle());
-  under_way_.clear();
-  current_ = Batch();
+  // What they let go of may be retired itself: by then both are empty.
+  std::deque<Batch> under_way = std::exchange(under_way_, {});
+  Batch current = std::exchange(current_, {});
+}
+
+Queue::~Queue() {
+  Abandon();
   device_.vk().DestroySemaphore(device_.handle(), timeline_, nullptr);
 }
 

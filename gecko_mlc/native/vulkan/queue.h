@@ -35,7 +35,6 @@ class CommandPool {
 class Queue {
  public:
   Queue(Device& device, VkQueue handle);
-  // Waits for all of it.
   ~Queue();
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
@@ -53,6 +52,8 @@ class Queue {
   void Retire(std::shared_ptr<const void> resource);
   // Let go of what completed submissions used.
   void Collect();
+  // Wait for what was submitted, drop what was not. Throws nothing.
+  void Abandon();
   // The first submission that has not completed.
   uint64_t Oldest() const;
 

@@ -73,13 +73,10 @@ void Runtime::Close() {
   for (int i = 0; i < kMaxDevices; ++i) {
     open_[i].store(nullptr, std::memory_order_release);
     if (devices_[i] == nullptr) continue;
-    // Modules and graphs that are still there keep the device, but nothing shall run any more.
-    try {
-      devices_[i]->Finish();
-    } catch (const tvm::ffi::Error&) {
-      // A lost device has nothing to wait for.
-    }
+    // Modules and graphs that are still there keep the device, but nothing shall run any more. To
+    // throw is no longer possible: what tvm_ffi needs for that has gone already.
     std::lock_guard device_lock(devices_[i]->mutex());
+    devices_[i]->queue().Abandon();
     devices_[i]->pipeline_cache().Save();
   }
   devices_ = {};
