@@ -28,10 +28,10 @@ def recurrence(dim: int, modes: int, layers: int, dtype: str, unit: GpuUnit):
     # The modes of a channel are spread over adjacent lanes: lane s has modes s, s + spread, ...
     spread = 1 << (-(-modes // _THREAD_MODES) - 1).bit_length()
     own = -(-modes // spread)  # modes of a thread, which leaves their states in shared memory
-    most = unit.cta(min(_THREADS, unit.shared // (8 * own)))
+    most = unit.cta(_THREADS)
     channels = min(_CHANNELS, most // spread)
     lanes = channels * spread  # threads of a block
-    blocks = most // lanes
+    blocks = min(most, unit.room(most) // (8 * own)) // lanes
     threads = blocks * lanes
     reduce = warp_reduce(total, spread)
 

@@ -23,7 +23,7 @@ from .vectors import Vectors, vector_width
 
 BLOCK = WARP  # steps
 _COLUMNS = 512  # features of a CTA, unless a single group has more
-_GROUPS = 64  # of a CTA: 16 KiB of averages of a block
+_GROUPS = 32  # of a CTA: 8 KiB of averages of a block
 _THREADS = 256
 _IN_FLIGHT = 8  # accesses that a thread starts before it waits for the first
 

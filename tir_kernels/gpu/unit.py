@@ -32,6 +32,11 @@ class GpuUnit:
         """Whether kernels may use NVIDIA's own instructions."""
         return self.tensor_cores in ("wgmma", "mma")
 
+    def room(self, threads: int) -> int:
+        """Bytes of shared memory for a CTA of so many threads. Where lanes of a warp exchange
+        values through shared memory, that takes a word of each thread."""
+        return self.shared if self.ptx else self.shared - 4 * threads
+
     def cta(self, threads: int) -> int:
         """Threads of a CTA that would best have so many."""
         return min(threads, self.threads)

@@ -74,7 +74,7 @@ class SimtPlan:
     def room(self) -> int:
         """Elements of each row of activations that fit in shared memory."""
         # A kernel may have two products.
-        free = min(self.unit.shared, _STATIC) - 2 * self.partial_bytes - _NORM_BYTES
+        free = min(self.unit.room(self.threads), _STATIC) - 2 * self.partial_bytes - _NORM_BYTES
         return free // (self.shape.batch * _BYTES[self.shape.dtype])
 
     @property
