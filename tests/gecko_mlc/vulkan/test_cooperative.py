@@ -1,0 +1,138 @@
+"""Cooperative matrices in SPIR-V: valid, and run by a device in Python against NumPy in float64."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tvm
+from spirv_device import Memory, Shader
+from tvm.script import tirx as T
+from tvm.tirx.build import split_host_device_mods
+
+from gecko_mlc.compile import CompileError
+from gecko_mlc.compile.gpu_targets import VulkanTarget
+from gecko_mlc.compile.portable import PIPELINE
+from gecko_mlc.vulkan.kernel import Kernel, Limits, compile_kernel
+from tir_kernels.gpu.cooperative import CooperativeTile, store_sums
+
+TARGET = VulkanTarget("test", 1024, 49152, 256, subgroup=32, cooperative_matrix=True)
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+_CAPABILITY, _COOPERATIVE_MATRIX, _BFLOAT16_MATRIX = 17, 6022, 5118
+
+
+def _compiled(function, target: VulkanTarget = TARGET) -> Kernel:
+    """The one kernel of a device function."""
+    module = tvm.IRModule({"product": function.with_attr("global_symbol", "product")})
+    lower, _, finish = tvm.tirx.get_tir_pipeline(PIPELINE)
+    with target.tvm_target:
+        bound = tvm.tirx.transform.BindTarget(target.tvm_target)(module)
+        _, devices = split_host_device_mods(lower(bound))
+    (device,) = devices.values()
+    (lowered,) = finish()(device).functions.values()
+    return compile_kernel(lowered, Limits.of(target.tvm_target))
+
+
+def _product(tile: CooperativeTile, depth: int, columns: int):
+    """y [m, n] = a [m, K] @ b, b being [n, K] or, by depth, [K, n]; one tile of it."""
+    by_depth = tile.right_by_depth
+
+    def left(operands, row, step, k):
+        a, _, m = operands
+        return a, [row, step * tile.depth + k], row < m
+
+    def right(operands, column, step, k):
+        b, at = operands[1], step * tile.depth + k
+        return b, [at, column] if by_depth else [column, at], None
+
+    product = tile.product(left, right)
+
+    @T.prim_func(private=True)
+    def function(a: T.handle, b: T.handle, y: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        m = T.int32()
+        A = T.match_buffer(a, (m, depth), tile.dtype)
+        B = T.match_buffer(b, (depth, columns) if by_depth else (columns, depth), tile.dtype)
+        Y = T.match_buffer(y, (m, columns), "float32")
+        T.device_entry()
+        _number = T.cta_id([1])
+        tx = T.thread_id([tile.threads])
+        arena = T.meta_var(tile.arena())
+        shared = T.meta_var(tile.shared(arena))
+        sums = T.alloc_local((tile.accumulators,), "float32")
+        for i in T.unroll(tile.accumulators):
+            sums[i] = T.float32(0)
+        product((A, B, m), shared, sums, depth // tile.depth, tx)
+        for run in T.unroll(tile.accumulators // tile.width):
+            if tile.row(tx, run) < m:
+                for j in T.unroll(tile.width):
+                    Y[tile.row(tx, run), tile.column(tx, run) + j] = sums[run * tile.width + j]
+
+    return function
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "warp_columns, by_depth, stages", [(1, False, 2), (1, True, 1), (2, False, 1), (2, True, 2)]
+)
+def test_product(
+    warp_columns: int, by_depth: bool, stages: int, dtype: str, tmp_path: Path
+) -> None:
+    tile = CooperativeTile(dtype, 32, 64, 1, warp_columns, by_depth, stages, 16)
+    rows, depth = 21, 48
+    kernel = _compiled(_product(tile, depth, tile.columns))
+    assert kernel.subgroup == 32 and kernel.cooperative_matrix
+    assert kernel.shared == tile.shared_bytes and kernel.threads == (32 * warp_columns, 1, 1)
+    path = tmp_path / "product.spv"
+    path.write_bytes(kernel.spirv)
+    subprocess.run(["spirv-val", "--target-env", "vulkan1.3", path], check=True)
+
+    shader, memory = Shader(kernel.spirv), Memory()
+    capabilities = {words[0] for opcode, words in shader.lines if opcode == _CAPABILITY}
+    assert _COOPERATIVE_MATRIX in capabilities
+    assert (_BFLOAT16_MATRIX in capabilities) == (dtype == "bfloat16")
+
+    rng = np.random.default_rng(1)
+    a = rng.standard_normal((rows, depth)).astype(DTYPES[dtype])
+    b = rng.standard_normal((tile.columns, depth)).astype(DTYPES[dtype])
+    right = np.ascontiguousarray(b.T) if by_depth else b
+    y = bytearray(4 * rows * tile.columns)
+    addresses = [memory.add(bytearray(array.tobytes())) for array in (a, right)]
+    assert kernel.arguments == ("address", "address", "address", "int32")
+    shader.run(memory, struct.pack("<QQQi", *addresses, memory.add(y), rows), workgroups=1)
+    wanted = a.astype(np.float64) @ b.astype(np.float64).T
+    found = np.frombuffer(y, np.float32).reshape(wanted.shape)
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_needs_the_feature() -> None:
+    tile = CooperativeTile("float16", 32, 64, 1, 1, False, 1, 16)
+    target = VulkanTarget("test", 1024, 49152, 256, subgroup=32)
+    with pytest.raises(CompileError, match="kernel product_kernel needs cooperative_matrix"):
+        _compiled(_product(tile, 32, 64), target)
+
+
+def test_rows_must_be_aligned() -> None:
+    """Rows of a matrix that do not begin at multiples of 16 bytes are refused."""
+
+    @T.prim_func(private=True)
+    def function(y: T.handle):
+        T.func_attr({"tirx.noalias": True})
+        Y = T.match_buffer(y, (16, 16), "float32")
+        T.device_entry()
+        _number = T.cta_id([1])
+        tx = T.thread_id([32])
+        shared = T.alloc_buffer((16 * 18,), "uint32", scope="shared")
+        sums = T.alloc_local((8,), "float32")
+        for j in T.vectorized(4):
+            shared[tx * 4 + j] = T.uint32(0)
+        T.evaluate(store_sums(shared.ptr_to([0]), sums, 0, 18))
+        T.tvm_storage_sync("shared")
+        Y[tx % 16, 0] = T.reinterpret("float32", shared[tx])
+
+    with pytest.raises(CompileError, match="rows are 18 words apart"):
+        _compiled(function)
