@@ -62,7 +62,7 @@ class Buffers:
     def __init__(self, scalars: Scalars, uses: BufferUses):
         self._scalars, self._module, self._uses = scalars, scalars.module, uses
         self.packing = Packing(scalars)
-        self._addresses: dict[int, tuple[int, str, bool]] = {}
+        self._addresses: dict[int, tuple[int, str]] = {}
         self._extents: dict[int, tuple[str, int]] = {}
         self._memories: dict[int, Memory] = {}
         self._locals: dict[int, Registers | LocalArray] = {}
@@ -74,7 +74,7 @@ class Buffers:
 
     def address(self, handle: int, value: int, dtype: str) -> None:
         """A parameter of the kernel: ``value`` is the address of elements of ``dtype``."""
-        self._addresses[handle] = (value, dtype, self._uses.of(handle).stored)
+        self._addresses[handle] = (value, dtype)
 
     def allocate(self, buffer: tirx.Var) -> None:
         """A buffer that the kernel allocates in shared or local memory."""
@@ -90,7 +90,7 @@ class Buffers:
         root = self._uses.root(buffer.__chandle__())
         if root not in self._memories:
             if root in self._addresses:
-                self._memories[root] = self._global(*self._addresses[root])
+                self._memories[root] = self._global(root, *self._addresses[root])
             else:
                 self._memories[root] = self._shared(root, buffer.name)
         return self._memories[root]
@@ -110,18 +110,25 @@ class Buffers:
         """The registers of a local buffer, if it has been used."""
         return self._locals.get(self._uses.root(buffer.__chandle__()))
 
-    def _global(self, address: int, dtype: str, writable: bool) -> Memory:
+    def _global(self, root: int, address: int, dtype: str) -> Memory:
+        uses = self._uses.of(root)
+
         def base(view: View) -> tuple[int, ...]:
             if view.bytes == 2:
                 self._module.capability(Capability.StorageBuffer16BitAccess)
             pointer = address
             if view != address_view(dtype):
-                kind = self._pointer_type(view, writable)
+                kind = self._pointer_type(view, uses.stored)
                 pointer = self._scalars.code.at_entry(Op.Bitcast, kind, address)
             return (pointer, self._scalars.constant("int32", 0))
 
         return Memory(
-            self._scalars, self.packing, StorageClass.PhysicalStorageBuffer, base, global_view
+            self._scalars,
+            self.packing,
+            StorageClass.PhysicalStorageBuffer,
+            uses.loaded and uses.stored,
+            base,
+            global_view,
         )
 
     def _pointer_type(self, view: View, writable: bool) -> int:
@@ -145,6 +152,7 @@ class Buffers:
             self._scalars,
             self.packing,
             StorageClass.Workgroup,
+            True,
             lambda _view: (variable,),
             lambda _dtype, _lanes: view,
         )

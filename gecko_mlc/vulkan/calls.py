@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from tvm import tirx
 from tvm.ir import Call, StringImm
 
-from gecko_mlc.vulkan import cooperative
 from gecko_mlc.vulkan.enumerants import BuiltIn, Capability, Glsl, Op, Scope, Semantics
 from gecko_mlc.vulkan.unsupported import Unsupported
 
@@ -22,8 +21,18 @@ if TYPE_CHECKING:
 
 Translator = Callable[["Expressions", Call], list[int]]
 
+# A barrier: what was stored to memory is there for all who come, shared or global.
+_EVERYTHING = (
+    Semantics.AcquireRelease
+    | Semantics.WorkgroupMemory
+    | Semantics.UniformMemory
+    | Semantics.MakeAvailable
+    | Semantics.MakeVisible
+)
 _WARP = 32
-_WORDS = ("float32", "int32", "uint32", "bfloat16")
+_WORDS = ("float32", "int32", "uint32")
+_SHUFFLED = (*_WORDS, "bfloat16")
+_HALVES = ("float16", "bfloat16")
 
 
 def _function(number: int) -> Translator:
@@ -70,16 +79,21 @@ def _if_then_else(expressions: Expressions, call: Call) -> list[int]:
 
 
 def _reinterpret(expressions: Expressions, call: Call) -> list[int]:
-    source, target = (str(node.ty.dtype.with_lanes(1)) for node in (call.args[-1], call))
-    if source in ("float16", "bfloat16") and target == "uint32":
-        halves = expressions.elements(call.args[-1])
-        pairs = zip(halves[::2], halves[1::2], strict=True)
-        return [expressions.buffers.packing.pack(low, high, source) for low, high in pairs]
-    if any(dtype not in ("float32", "int32", "uint32") for dtype in (source, target)):
-        raise Unsupported(f"reinterpret of {source} as {target}")
-    if "float32" not in (source, target):
-        return expressions.elements(call.args[-1])
-    return expressions.each(lambda value: expressions.scalars.bitcast(target, value), call.args[-1])
+    """The bits of words, or of pairs of 16-bit elements, as others."""
+    scalars, packing = expressions.scalars, expressions.buffers.packing
+    operand = call.args[-1]
+    source, target = (str(node.ty.dtype.with_lanes(1)) for node in (operand, call))
+    values = expressions.elements(operand)
+    if source in _HALVES and len(values) % 2 == 0:
+        pairs = zip(values[::2], values[1::2], strict=True)
+        values = [packing.pack(low, high, source) for low, high in pairs]
+        source = "uint32"
+    if source in _WORDS and target in _HALVES:
+        words = [scalars.bits_as("uint32", source, value) for value in values]
+        return [half for word in words for half in packing.unpack(word, target)]
+    if source not in _WORDS or target not in _WORDS:
+        raise Unsupported(f"reinterpret of {operand.ty.dtype} as {call.ty.dtype}")
+    return [scalars.bits_as(target, source, value) for value in values]
 
 
 def _likely(expressions: Expressions, call: Call) -> list[int]:
@@ -95,12 +109,9 @@ def _barrier(expressions: Expressions, call: Call) -> list[int]:
         scope = Scope.Subgroup
     elif call.args[0].value != "shared":
         raise Unsupported(f"a barrier of scope {call.args[0].value}")
-    semantics = Semantics.AcquireRelease | Semantics.WorkgroupMemory | Semantics.UniformMemory
-    if expressions.module.has_capability(Capability.VulkanMemoryModel):
-        semantics |= Semantics.MakeAvailable | Semantics.MakeVisible
-    numbers = (scope, scope, semantics)
     expressions.code.effect(
-        Op.ControlBarrier, *(expressions.scalars.constant("uint32", n) for n in numbers)
+        Op.ControlBarrier,
+        *(expressions.scalars.constant("uint32", number) for number in (scope, scope, _EVERYTHING)),
     )
     return []
 
@@ -154,7 +165,7 @@ def _relative(expressions: Expressions, call: Call, opcode: int) -> list[int]:
 
 def _shuffled(expressions: Expressions, call: Call, opcode: int, other: int) -> int:
     dtype = str(call.ty.dtype)
-    if dtype not in _WORDS:
+    if dtype not in _SHUFFLED:
         raise Unsupported(f"{call.op.name.removeprefix('tirx.')} of {dtype}")
     scope = expressions.scalars.constant("uint32", Scope.Subgroup)
     value = expressions.scalar(call.args[1])
@@ -175,10 +186,6 @@ def require_warps(expressions: Expressions, call: Call) -> None:
         raise Unsupported(
             f"{call.op.name.removeprefix('tirx.')} with subgroups of {expressions.subgroup}"
         )
-
-
-def _cooperative(expressions: Expressions, call: Call) -> list[int]:
-    return expressions.matrices.translate(expressions, call)
 
 
 INTRINSICS: dict[str, Translator] = {
@@ -207,7 +214,6 @@ INTRINSICS: dict[str, Translator] = {
     "tvm_warp_shuffle_xor": _shuffle_xor,
 }
 EXTERNS: dict[str, Translator] = {
-    **{name: _cooperative for name in cooperative.NAMES},
     "expm1f": _expm1,
     **{
         f"{name}f": INTRINSICS[name]

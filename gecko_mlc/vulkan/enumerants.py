@@ -110,9 +110,9 @@ class Capability:
     GroupNonUniformShuffle = 65
     GroupNonUniformShuffleRelative = 66
     StorageBuffer16BitAccess = 4433
+    VulkanMemoryModel = 5345
     BFloat16Type = 5116
     BFloat16CooperativeMatrix = 5118
-    VulkanMemoryModel = 5345
     PhysicalStorageBufferAddresses = 5347
     CooperativeMatrix = 6022
 

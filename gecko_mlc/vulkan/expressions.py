@@ -10,7 +10,7 @@ from tvm import tirx
 from tvm.ir import Call, TensorLoad
 
 from gecko_mlc.vulkan.calls import EXTERNS, INTRINSICS
-from gecko_mlc.vulkan.cooperative import Matrices
+from gecko_mlc.vulkan.cooperative import CooperativeMatrices, is_cooperative
 from gecko_mlc.vulkan.index import Index
 from gecko_mlc.vulkan.registers import Registers
 from gecko_mlc.vulkan.unsupported import Unsupported
@@ -30,10 +30,10 @@ class Expressions:
     def __init__(self, scalars: Scalars, buffers: Buffers, subgroup: int):
         self.scalars, self.buffers, self.subgroup = scalars, buffers, subgroup
         self.code, self.module = scalars.code, scalars.module
-        self.matrices = Matrices(scalars)
         self._variables: dict[int, list[int]] = {}
         self._definitions: dict[int, object] = {}
         self._done: dict[int, list[int]] = {}
+        self._cooperative: CooperativeMatrices | None = None
         self._translators: dict[type, Callable] = {
             tirx.Var: self._variable,
             tirx.IntImm: self._constant,
@@ -97,6 +97,16 @@ class Expressions:
         result = self.code.branch(condition, lambda: arm(true), lambda: arm(false), kind)
         assert result is not None
         return [result]
+
+    def cooperative(self) -> CooperativeMatrices:
+        """The cooperative matrices of the kernel, which has them from the first call on."""
+        if self._cooperative is None:
+            self._cooperative = CooperativeMatrices(self.scalars, self._place)
+        return self._cooperative
+
+    def _place(self, load: TensorLoad) -> tuple[int, int]:
+        memory = self.buffers.memory(load.source)
+        return memory.pointer(self.index(load.indices[0]), str(load.source.ty.dtype.dtype))
 
     def choose(self, node, condition, true, false) -> list[int]:
         """The value of ``node``, which is ``true`` or ``false``."""
@@ -178,6 +188,9 @@ class Expressions:
 
     def _call(self, node: Call) -> list[int]:
         name = node.op.name.removeprefix("tirx.")
+        if is_cooperative(node):
+            self.cooperative().translate(node)
+            return []
         if name in ("call_extern", "call_pure_extern"):
             name = node.args[0].value
             if name in EXTERNS:

@@ -8,7 +8,6 @@ import tvm
 from tvm import tirx
 
 from gecko_mlc.compile import CompileError
-from gecko_mlc.vulkan import cooperative
 from gecko_mlc.vulkan.arguments import ADDRESS, arguments
 from gecko_mlc.vulkan.buffers import Buffers
 from gecko_mlc.vulkan.code import Code
@@ -119,8 +118,6 @@ def _translate(name: str, function: tirx.PrimFunc, limits: Limits) -> Kernel:
             buffers.address(variable.__chandle__(), value, parameter.dtype)
         else:
             expressions.bind(variable, [value])
-    if cooperative.has_matrices(function.body):
-        cooperative.declare(module)
     statements.translate(function.body)
     x, y, z = statements.threads
     uses_subgroup = any(

@@ -48,6 +48,7 @@ class View:
 class Memory:
     """Loads and stores through pointers of one storage class.
 
+    ``exchanged`` is whether threads may load what other threads of the kernel have stored.
     ``base`` gives, for a view, the pointer and the indices that lead to its array.
     """
 
@@ -56,12 +57,14 @@ class Memory:
         scalars: Scalars,
         packing: Packing,
         storage: int,
+        exchanged: bool,
         base: Callable[[View], tuple[int, ...]],
         view: Callable[[str, int], View],
     ):
         self._scalars, self._packing = scalars, packing
         self._code, self._module = scalars.code, scalars.module
-        self._storage, self._base, self._view = storage, base, view
+        self._storage, self._exchanged = storage, exchanged
+        self._base, self._view = base, view
 
     def load(self, index: Index, dtype: str, lanes: int) -> list[int]:
         """The elements from ``index`` on."""
@@ -69,7 +72,7 @@ class Memory:
         components: list[int] = []
         for pointer, count in self._parts(view, index, dtype, lanes):
             kind = self._vector(view, count)
-            loaded = self._code.result(Op.Load, kind, pointer, *self._memory_operands(view, count))
+            loaded = self._code.result(Op.Load, kind, pointer, *self._operands(view, count))
             if count == 1:
                 components.append(loaded)
                 continue
@@ -91,7 +94,7 @@ class Memory:
             if count > 1:
                 kind = self._vector(view, count)
                 value = self._code.value(Op.CompositeConstruct, kind, *part)
-            self._code.effect(Op.Store, pointer, value, *self._memory_operands(view, count))
+            self._code.effect(Op.Store, pointer, value, *self._operands(view, count))
 
     def pointer(self, index: Index, dtype: str) -> tuple[int, int]:
         """The address of the component or vector that begins with the element at ``index``, and how
@@ -132,20 +135,18 @@ class Memory:
         kind = view.kind(self._scalars)
         return kind if width == 1 else self._module.vector(kind, width)
 
-    def _memory_operands(self, view: View, count: int) -> tuple[int, ...]:
+    def _operands(self, view: View, count: int) -> tuple[int, ...]:
+        """What a load or store says of the memory it accesses."""
+        seen = MemoryAccess.NonPrivatePointer if self._exchanged else 0
         if self._storage == StorageClass.PhysicalStorageBuffer:
-            return (MemoryAccess.Aligned, count * view.bytes)
-        if self._module.has_capability(Capability.VulkanMemoryModel):
-            return (MemoryAccess.NonPrivatePointer,)
-        return ()
+            return (seen | MemoryAccess.Aligned, count * view.bytes)
+        return (seen,)
 
     def _elements(self, view: View, components: list[int], dtype: str) -> list[int]:
         if view.dtype == WORD:
             if BYTES[dtype] == 2:
                 return [half for word in components for half in self._packing.unpack(word, dtype)]
-            if dtype in ("int32", "uint32"):
-                return components
-            return [self._scalars.bitcast(dtype, word) for word in components]
+            return [self._scalars.bits_as(dtype, "uint32", word) for word in components]
         if dtype == "bfloat16":
             word = self._module.integer(32)
             return [
@@ -159,9 +160,7 @@ class Memory:
             if BYTES[dtype] == 2:
                 pairs = zip(values[::2], values[1::2], strict=True)
                 return [self._packing.pack(low, high, dtype) for low, high in pairs]
-            if dtype in ("int32", "uint32"):
-                return values
-            return [self._scalars.bitcast("uint32", value) for value in values]
+            return [self._scalars.bits_as("uint32", dtype, value) for value in values]
         if dtype == "bfloat16":
             return [self._upper_half(value) for value in values]
         return values

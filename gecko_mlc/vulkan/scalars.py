@@ -119,6 +119,12 @@ class Scalars:
         """The bits of a value of 32 bits as one of ``dtype``."""
         return self.code.value(Op.Bitcast, self.kind(dtype), value)
 
+    def bits_as(self, target: str, source: str, value: int) -> int:
+        """The bits of a float32, int32 or uint32 as another of these."""
+        if "float32" not in (source, target) or source == target:
+            return value
+        return self.bitcast(target, value)
+
     def cast(self, value: int, source: str, target: str) -> int:
         """``value`` of type ``source`` as the nearest of type ``target``; to integers, rounded
         towards zero.

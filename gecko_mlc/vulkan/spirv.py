@@ -11,7 +11,7 @@ from gecko_mlc.vulkan.enumerants import Capability, Decoration, Op, StorageClass
 
 _MAGIC = 0x07230203
 _VERSION = 0x00010600  # 1.6, which every Vulkan 1.3 reads
-_PHYSICAL_STORAGE_BUFFER_64, _GLSL450, _VULKAN = 5348, 1, 3
+_PHYSICAL_STORAGE_BUFFER_64, _VULKAN = 5348, 3
 _GL_COMPUTE, _LOCAL_SIZE = 5, 17
 
 
@@ -45,6 +45,7 @@ class Module:
         self._glsl: int | None = None
         self.capability(Capability.Shader)
         self.capability(Capability.PhysicalStorageBufferAddresses)
+        self.capability(Capability.VulkanMemoryModel)
 
     def new_id(self) -> int:
         self._bound += 1
@@ -189,8 +190,7 @@ class Module:
         lines += [instruction(Op.Extension, *text(name)) for name in self._extensions]
         if self._glsl is not None:
             lines.append(instruction(Op.ExtInstImport, self._glsl, *text("GLSL.std.450")))
-        model = _VULKAN if self.has_capability(Capability.VulkanMemoryModel) else _GLSL450
-        lines.append(instruction(Op.MemoryModel, _PHYSICAL_STORAGE_BUFFER_64, model))
+        lines.append(instruction(Op.MemoryModel, _PHYSICAL_STORAGE_BUFFER_64, _VULKAN))
         lines.append(instruction(Op.EntryPoint, _GL_COMPUTE, main, *text("main"), *self._interface))
         lines.append(instruction(Op.ExecutionMode, main, _LOCAL_SIZE, *threads))
         lines += self._decorations + self._declarations

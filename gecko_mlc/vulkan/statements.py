@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import TensorLoad
+from tvm.ir import Call, TensorLoad
 
 from gecko_mlc.vulkan.buffers import Buffers
+from gecko_mlc.vulkan.cooperative import is_cooperative
 from gecko_mlc.vulkan.enumerants import BuiltIn, Op
 from gecko_mlc.vulkan.expressions import Expressions, is_run
 from gecko_mlc.vulkan.registers import Registers
@@ -139,18 +140,22 @@ class Statements:
     def _written(self, body: tirx.Stmt) -> list[int]:
         """The registers that ``body`` may store to."""
         buffers: dict[int, tirx.Var] = {}
+        written: list[int] = []
 
-        def find(store: tirx.BufferStore) -> None:
+        def stored(store: tirx.BufferStore) -> None:
             if store.buffer.ty.storage_scope == "local":
                 buffers[store.buffer.__chandle__()] = store.buffer
 
-        tvm_ffi.structural_walk(body, (tirx.BufferStore, find))
-        written: list[int] = []
+        def called(call: Call) -> None:
+            if is_cooperative(call):
+                written.extend(self._expressions.cooperative().written(call))
+
+        tvm_ffi.structural_walk(body, [(tirx.BufferStore, stored), (Call, called)])
         for buffer in buffers.values():
             local = self._buffers.known_local(buffer)
             if isinstance(local, Registers):
                 written += local.existing()
-        return written + self._expressions.matrices.written(body)
+        return written
 
 
 def _indexes_local(body: tirx.Stmt, variable: tirx.Var) -> bool:

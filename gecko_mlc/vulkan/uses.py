@@ -22,6 +22,7 @@ class Uses:
     """
 
     accesses: set[tuple[str, int]] = dataclasses.field(default_factory=set)
+    loaded: bool = False
     stored: bool = False
     constant: bool = True
 
@@ -65,6 +66,7 @@ class BufferUses:
             constant = isinstance(first, tirx.IntImm)
         uses.accesses.add((str(buffer.ty.dtype.dtype), lanes))
         uses.stored |= stored
+        uses.loaded |= not stored
         uses.constant &= constant
 
 
