@@ -22,10 +22,7 @@ class VulkanError(ValueError):
 @functools.cache
 def load_runtime() -> None:
     """Make TVM's device ``vulkan`` exist. Raises VulkanError without a driver or a device."""
-    try:
-        native.load("gecko_mlc_vulkan")
-    except OSError as error:
-        raise VulkanError(f"no native library for Vulkan: {error}") from error
+    _load_library()
     if tvm_ffi.get_global_func("gecko_mlc.vulkan.count")() == 0:
         describe(0)  # says why
 
@@ -46,7 +43,7 @@ def describe(index: int = 0) -> dict[str, Any]:
                      whether kernels have them (storage16: as numbers in memory)
     cooperative_matrices  what products: m, n, k, the types a, b, c and result, scope, saturating
     """
-    native.load("gecko_mlc_vulkan")
+    _load_library()
     try:
         found = tvm_ffi.get_global_func("gecko_mlc.vulkan.describe")(index)
     except RuntimeError as error:
@@ -100,6 +97,16 @@ class TimestampTimer:
         empty, *seconds = (self._nanoseconds(start, stop) / 1e9 for start, stop in pairs)
         self._times = []
         return [max(time - empty, 0.0) for time in seconds]
+
+
+def _load_library() -> None:
+    try:
+        native.load("gecko_mlc_vulkan")
+    except OSError as error:
+        raise VulkanError(
+            f"gecko-mlc was installed without Vulkan, which takes its headers "
+            f"(apt-get install libvulkan-dev): {error}"
+        ) from error
 
 
 def _message(error: RuntimeError) -> str:

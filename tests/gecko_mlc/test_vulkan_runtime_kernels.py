@@ -128,7 +128,10 @@ def test_a_kernel_written_for_the_devices_subgroups(device, tmp_path):
     ("needs", "message"),
     [
         ({"subgroup": 512}, r"its subgroups have .* threads, the library wants 512"),
-        ({"shared": 1 << 30}, r"bytes of shared memory in a workgroup, the library wants 1073741824"),
+        (
+            {"shared": 1 << 30},
+            r"bytes of shared memory in a workgroup, the library wants 1073741824",
+        ),
         ({"threads": 1 << 20}, "threads in a workgroup, the library wants 1048576"),
         ({"push_constants": 1 << 20}, "bytes of push constants, the library wants 1048576"),
         ({"telepathy": True}, "telepathy, is not known to this version"),
@@ -219,7 +222,11 @@ def _run_and_list(folder: Path, cache: Path) -> dict[str, bytes]:
         "m['axpy'](v.address(o), v.address(o), 1.0, 64, 1, 64);"
         "assert (o.numpy() == 2).all()"
     )
-    environment = {**os.environ, "XDG_CACHE_HOME": str(cache), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {
+        **os.environ,
+        "XDG_CACHE_HOME": str(cache),
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
     subprocess.run([sys.executable, "-c", program], env=environment, check=True)
     return {path.name: path.read_bytes() for path in (cache / "gecko-mlc").iterdir()}
 
@@ -238,4 +245,3 @@ def test_where_nothing_can_be_kept_nothing_is(tmp_path):
     (tmp_path / "cache").write_text("not a folder", encoding="utf-8")
     with pytest.raises(NotADirectoryError):
         _run_and_list(tmp_path, tmp_path / "cache")
-

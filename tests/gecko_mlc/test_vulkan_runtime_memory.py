@@ -86,13 +86,17 @@ def test_a_large_tensor_takes_no_more_than_it_needs(device):
 
 
 def test_freed_memory_is_used_again_after_the_commands_that_read_it(device):
-    source = tvm.runtime.tensor(random_bytes(8 * MIB), device)
-    target = empty(device, 8 * MIB)
-    for seed in range(1, 6):
+    target, zeros = empty(device, 8 * MIB), tvm.runtime.tensor(np.zeros(8 * MIB, np.uint8))
+    for seed in range(5):
+        source = tvm.runtime.tensor(random_bytes(8 * MIB, seed), device)
+        place = source.data_ptr()
         source.copyto(target)
         del source  # while the copy may not have begun
-        source = tvm.runtime.tensor(random_bytes(8 * MIB, seed), device)
-        assert (target.numpy() == random_bytes(8 * MIB, seed - 1)).all()
+        other = empty(device, 8 * MIB)
+        assert other.data_ptr() == place
+        zeros.copyto(other)
+        assert (target.numpy() == random_bytes(8 * MIB, seed)).all()
+        del other
 
 
 @pytest.mark.parametrize("size", SIZES)
