@@ -59,9 +59,16 @@ def portable_pipeline():
         lower_shuffles,
         tirx.transform.MakePackedAPI(),
     ]
+
+    def finalize_host():
+        # LLVM's code generator knows no pointer to bfloat16, not even one that it only passes on.
+        return tvm.transform.Sequential(
+            [tirx.transform.BF16StorageLegalize(), compilation_pipeline.finalize_host_passes()]
+        )
+
     return (
         tvm.transform.Sequential(passes, name=PIPELINE),
-        compilation_pipeline.finalize_host_passes,
+        finalize_host,
         compilation_pipeline.finalize_device_passes_tirx,
     )
 
