@@ -11,9 +11,9 @@ from typing import Protocol
 from gecko_mlc.bench.timing import Action
 from gecko_mlc.runtime.engine import Engine
 
-# How the names of what the virtual machine runs between kernels begin: its own functions, and
+# How the names of what the virtual machine runs between kernels begin: its own functions, ours, and
 # arithmetic on shapes.
-VM_FUNCTIONS = ("vm.builtin.", "shape_func")
+VM_FUNCTIONS = ("vm.builtin.", "gecko_mlc.vulkan.", "shape_func")
 
 
 class Timer(Protocol):

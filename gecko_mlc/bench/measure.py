@@ -89,6 +89,8 @@ def run(
     result.
     """
     plan.check()
+    if device.startswith("metal"):
+        raise BenchError("cannot measure on device metal: TVM's runtime has no clock for its GPU")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     date = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     if device.startswith("cpu"):

@@ -33,7 +33,7 @@ def workspace(compiled: Compiled, batches: list[int]) -> int:
     import numpy as np
 
     engine = compiled.engine
-    before = engine.library.device.available_global_memory
+    before = _taken(engine.library.device)
     zeros = np.zeros(engine.config.chunk_size, np.int32)
     for action in [
         compiled.prefill(zeros, engine.cublaslt),
@@ -41,7 +41,18 @@ def workspace(compiled: Compiled, batches: list[int]) -> int:
     ]:
         action.prepare()
         action.run()
-    return before - engine.library.device.available_global_memory
+    return _taken(engine.library.device) - before
+
+
+def _taken(device) -> int:
+    """Bytes of the device's memory that are in use, up to a constant."""
+    import tvm_ffi
+
+    from gecko_mlc.runtime import vulkan
+
+    if device.dlpack_device_type() == tvm_ffi.DLDeviceType.kDLVulkan:
+        return sum(pool["reserved"] for pool in vulkan.memory(device.index).values())
+    return -device.available_global_memory
 
 
 def _status(key: str) -> int | None:

@@ -13,7 +13,7 @@ from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.vulkan import TimestampTimer
 
 # Bytes that a copy moves for the device's bandwidth, at most.
-_COPY_BYTES = 2 * 2**30
+COPY_BYTES = 2 * 2**30
 
 
 class Reader:
@@ -23,7 +23,7 @@ class Reader:
 
     def __init__(self, device, effort: Effort) -> None:
         # A device in the processor shares its memory with everything else.
-        nbytes = min(_COPY_BYTES, device.total_global_memory // 16)
+        nbytes = min(COPY_BYTES, device.total_global_memory // 16)
         source, target = (tvm.runtime.empty((nbytes,), "uint8", device) for _ in range(2))
 
         def copy() -> None:

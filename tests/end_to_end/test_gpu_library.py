@@ -1,4 +1,6 @@
-"""A CUDA library on the emulated device: what the CPU's is held to, and what only a GPU's has."""
+"""A GPU's library, CUDA's and Metal's on emulated devices and Vulkan's on Mesa's driver for CPUs:
+what the CPU's is held to, and what only a GPU's has.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emulated_cuda import BATCHES, build_emulated
+from gpu_models import BATCHES, build_emulated, build_lavapipe, build_metal
 from reference_streams import distance
 from safetensors.numpy import load_file
 
-from gecko_mlc.bench import cuda, random_parameters
+from gecko_mlc.bench import cuda, gpu, random_parameters, vulkan
 from gecko_mlc.bench.random_parameters import Noise
 from gecko_mlc.cli import main
 from gecko_mlc.config import GeckoConfig
@@ -25,16 +27,22 @@ Model = tuple[Path, Path]
 GREEDY = SamplingParams(temperature=0.0)
 
 
+@pytest.fixture(scope="module", params=["cuda", "vulkan", "metal"])
+def device(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(device: str, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     config = GeckoConfig.from_file(golden / "config_tiny.json")
     tensors = load_file(golden / "weights_tiny.safetensors")
-    return build_emulated(tmp_path_factory.mktemp("cuda") / "tiny", config, tensors, "q0f32")
+    build = {"cuda": build_emulated, "vulkan": build_lavapipe, "metal": build_metal}[device]
+    return build(tmp_path_factory.mktemp(device) / "tiny", config, tensors, "q0f32")
 
 
 @pytest.fixture(scope="module")
-def engine(model: Model) -> Engine:
-    return Engine(*model, device="cuda", slots=4)
+def engine(device: str, model: Model) -> Engine:
+    return Engine(*model, device=device, slots=4)
 
 
 @pytest.fixture
@@ -137,7 +145,9 @@ def test_steps_that_others_ended(engine: Engine, sequences: list[Sequence]) -> N
         next(steps)
 
 
-def test_steps_that_cannot_be(engine: Engine, sequences: list[Sequence], model: Model) -> None:
+def test_steps_that_cannot_be(
+    engine: Engine, sequences: list[Sequence], device: str, model: Model
+) -> None:
     picky = Sampler(SamplingParams(top_k=3))
     for arguments, message in [
         ((sequences[:1], [1], [picky]), "without top-k and repetition penalty"),
@@ -146,7 +156,7 @@ def test_steps_that_cannot_be(engine: Engine, sequences: list[Sequence], model: 
     ]:
         with pytest.raises(SequenceError, match=message):
             next(engine.steps(*arguments))
-    five = Engine(*model, device="cuda", slots=5)
+    five = Engine(*model, device=device, slots=5)
     many = [five.new_sequence() for _ in range(5)]
     with pytest.raises(SequenceError, match="at most 4 of them on the device"):
         next(five.steps(many, [1] * 5, [Sampler(GREEDY)] * 5))
@@ -166,10 +176,12 @@ def test_a_saved_sequence_goes_on(
         assert found.tobytes() == wanted.tobytes()
 
 
-def test_validate(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate(
+    device: str, model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, library = model
     report = tmp_path / "report.json"
-    options = ["--lib", str(library), "--device", "cuda", "--tokens", "135"]
+    options = ["--lib", str(library), "--device", device, "--tokens", "135"]
     assert main(["validate", str(folder), *options, "--json", str(report)]) == 0
     assert "inside another kernel" in capsys.readouterr().out
     values = json.loads(report.read_text())
@@ -179,9 +191,9 @@ def test_validate(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert values["end_to_end"]["decode"]["relative"] < 3e-6
 
 
-def test_generate(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate(device: str, model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     folder, library = model
-    options = ["--lib", str(library), "--device", "cuda", "--max-tokens", "6"]
+    options = ["--lib", str(library), "--device", device, "--max-tokens", "6"]
     texts = []
     for penalty in ("1", "1.0000001"):  # on the device, on the host
         arguments = ["-p", "gecko", "--temperature", "0", "--repetition-penalty", penalty]
@@ -190,13 +202,24 @@ def test_generate(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert texts[0] == texts[1]
 
 
-def test_bench(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["metal"], indirect=True)
+def test_bench_cannot_measure_metal(
+    device: str, model: Model, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, library = model
+    assert main(["bench", str(folder), "--lib", str(library), "--device", device]) != 0
+    assert "cannot measure on device metal" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda", "vulkan"], indirect=True)
+def test_bench(device: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "COPY_BYTES", 2**16)
     monkeypatch.setattr(cuda, "STALL_COPIES", 1)
     monkeypatch.setattr(cuda, "GRAPH_NODES", 2)
-    monkeypatch.setattr(cuda.Cuda, "steps", 2)
+    monkeypatch.setattr(vulkan, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(gpu.Gpu, "steps", 2)
     folder, library = model
-    options = ["--lib", str(library), "--device", "cuda", "--prompt", "3", "--decode", "2"]
+    options = ["--lib", str(library), "--device", device, "--prompt", "3", "--decode", "2"]
     options += ["--position", "9", "--batch", "1", "--rounds", "1"]
     target = tmp_path / "result.json"
     assert main(["bench", str(folder), *options, "--json", str(target)]) == 0
