@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import tvm
 import tvm_ffi
 from cuda_emulator import native_build
 
-from metal_emulator.saved_module import read_module
+from metal_emulator.saved_module import SavedKernel, read_module
 from metal_emulator.translate import translate
 
 ORDERS = ("forward", "reverse", "shuffled")
@@ -104,25 +105,40 @@ def runnable(module) -> None:
 
 def load_module(saved: bytes):
     """A module of kind metal from the bytes in which a library keeps it."""
-    kernels = read_module(bytes(saved))
+    return load_kernels(read_module(bytes(saved)))
+
+
+def load_kernels(kernels: list[SavedKernel]):
+    """A module of kind metal with these kernels."""
+    install()
     source = "".join(f"// Function: {kernel.name}\n{kernel.source}" for kernel in kernels)
-    load = tvm_ffi.get_global_func("metal_emulator.load")
-    with tempfile.TemporaryDirectory() as scratch:
-        library = Path(scratch) / "kernels.so"
-        _compile(source, library)
-        return load(
-            str(library),
-            [kernel.name for kernel in kernels],
-            [kernel.types for kernel in kernels],
-            [kernel.launch for kernel in kernels],
-        )
+    return tvm_ffi.get_global_func("metal_emulator.load")(
+        str(_compile(source)),
+        [kernel.name for kernel in kernels],
+        [kernel.types for kernel in kernels],
+        [kernel.launch for kernel in kernels],
+    )
 
 
-def _compile(source: str, library: Path) -> None:
+def launched() -> set[str]:
+    """Names of the kernels that were launched since this was last asked."""
+    return set(tvm_ffi.get_global_func("metal_emulator.launched")())
+
+
+@functools.cache
+def _compile(source: str) -> Path:
+    """A shared object of kernels; a process compiles the same text once."""
     folder = _build()
+    library = Path(_scratch().name) / f"{hashlib.sha256(source.encode()).hexdigest()[:16]}.so"
     linked = [f"-L{folder}", "-lmetal_emulator", f"-Wl,-rpath,{folder}"]
     command = [*_KERNEL_OPTIONS, "-shared", f"-I{folder}", "-x", "c++", "-", *linked]
     native_build.run([*command, "-o", str(library)], folder, translate(source))
+    return library
+
+
+@functools.cache
+def _scratch() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory()
 
 
 @functools.cache

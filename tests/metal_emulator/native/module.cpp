@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,7 @@ constexpr size_t kMaxThreadgroupMemory = 32 << 10;
 
 std::atomic<Order> order{Order::kForward};
 std::mutex launching;
+std::set<std::string> launched;
 
 // What a launch gives to the kernel: its buffers' memory, and last a buffer of its numbers.
 class Function {
@@ -75,6 +77,7 @@ class Function {
                         description_->threadgroup_bytes};
     const Launch launch{&run_as, given.data(), grid, block, {1, 1, 1}, 0, false};
     const std::lock_guard<std::mutex> lock(launching);
+    launched.insert(name_);
     const std::string failure = run(launch, order);
     TVM_FFI_CHECK(failure.empty(), RuntimeError) << "launch of " << name_ << " failed: " << failure;
   }
@@ -156,6 +159,13 @@ ffi::Module load(const ffi::String& path, const ffi::Array<ffi::String>& names,
 TVM_FFI_STATIC_INIT_BLOCK() {
   ffi::reflection::GlobalDef()
       .def("metal_emulator.load", load)
+      .def("metal_emulator.launched",
+           [] {
+             ffi::Array<ffi::String> names;
+             for (const std::string& name : launched) names.push_back(name);
+             launched.clear();
+             return names;
+           })
       .def("metal_emulator.saved", [](const ffi::Module& module) { return module->SaveToBytes(); })
       .def("metal_emulator.set_order", [](int value) { order = static_cast<Order>(value); });
 }
