@@ -19,6 +19,7 @@ from gecko_mlc.cli import main
 
 CHECKOUT = Path(gecko_mlc.__file__).parent.parent
 PACKAGES = {"gecko_mlc", "relax_model", "tir_kernels"}
+LIBRARIES = ("gecko_mlc", "gecko_mlc_vulkan")
 VERBS = ("convert-weight", "gen-config", "compile", "generate", "chat", "validate", "bench")
 
 
@@ -77,16 +78,18 @@ def test_the_wheel_holds_the_three_packages_and_nothing_else(wheel: Path) -> Non
     }
     data = {name for name in names if not name.endswith(".py")}
     presets = {f"gecko_mlc/presets/{name}.json" for name in ("tiny", "small", "7b")}
-    assert data == {"gecko_mlc/lib/libgecko_mlc.so", "gecko_mlc/targets.toml", *presets}
+    libraries = {f"gecko_mlc/lib/lib{name}.so" for name in LIBRARIES}
+    assert data == {"gecko_mlc/targets.toml", *libraries, *presets}
 
 
-def test_an_installed_package_has_its_native_library(site: Path) -> None:
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_an_installed_package_has_its_native_libraries(site: Path, name: str) -> None:
     shown = run_installed(
         site,
-        "from gecko_mlc.runtime import native; native.load()\n"
+        f"import tvm; from gecko_mlc.runtime import native; native.load({name!r})\n"
         "print(*{line.split()[-1] for line in open('/proc/self/maps') if 'gecko_mlc' in line})",
     )
-    assert shown.split() == [str(site / "gecko_mlc" / "lib" / "libgecko_mlc.so")]
+    assert shown.split() == [str(site / "gecko_mlc" / "lib" / f"lib{name}.so")]
 
 
 def test_an_installed_package_has_its_presets(site: Path) -> None:
