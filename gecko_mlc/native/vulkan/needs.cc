@@ -37,6 +37,10 @@ std::string LackOf(const PhysicalDevice& device, const std::string& need, const 
     return flag(has.cooperative_matrix.cooperativeMatrix,
                 "cooperative matrices (VK_KHR_cooperative_matrix)");
   }
+  if (need == "bfloat16") {
+    return flag(has.bfloat16.shaderBFloat16CooperativeMatrix,
+                "cooperative matrices of bfloat16 (VK_KHR_shader_bfloat16)");
+  }
   if (need == "shared") {
     return limit(limits.maxComputeSharedMemorySize, "bytes of shared memory in a workgroup");
   }
@@ -49,7 +53,13 @@ std::string LackOf(const PhysicalDevice& device, const std::string& need, const 
   if (need == "subgroup") {
     auto wanted = static_cast<uint32_t>(value.cast<int64_t>());
     uint32_t least = device.vulkan13.minSubgroupSize, most = device.vulkan13.maxSubgroupSize;
-    if (wanted == 0 || (least == wanted && most == wanted)) return "";
+    if (wanted == 0) return "";
+    constexpr VkSubgroupFeatureFlags exchange =
+        VK_SUBGROUP_FEATURE_SHUFFLE_BIT | VK_SUBGROUP_FEATURE_SHUFFLE_RELATIVE_BIT;
+    if ((device.vulkan11.subgroupSupportedOperations & exchange) != exchange) {
+      return "threads of its subgroups cannot exchange values";
+    }
+    if (least == wanted && most == wanted) return "";
     if (has.vulkan13.subgroupSizeControl && least <= wanted && wanted <= most &&
         (device.vulkan13.requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT)) {
       return "";
