@@ -9,6 +9,7 @@ import tvm
 from tvm.target import codegen
 
 from gecko_mlc.compile import metal, portable
+from gecko_mlc.vulkan.cooperative import device_multiplies
 from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 
@@ -213,5 +214,7 @@ def _device_limits(device: int) -> dict[str, Any]:
         "shared": found["shared"],
         "push_constants": found["push_constants"],
         "subgroup": subgroup,
-        "cooperative_matrix": subgroup == 32 and found["cooperative_matrix"],
+        "cooperative_matrix": subgroup == 32
+        and found["cooperative_matrix"]
+        and device_multiplies(found["cooperative_matrices"]),
     }

@@ -8,7 +8,7 @@ NonPrivatePointer, and barriers make what was written available and visible.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tvm.ir import Call, TensorLoad
 from tvm.ir import Op as TirOp
@@ -37,6 +37,21 @@ _LOADS = {
 }
 _CLEAR, _STORE = "cooperative_clear_sums", "cooperative_store_sums"
 _MULTIPLY_ADD = "cooperative_multiply_add"
+
+
+def device_multiplies(shapes: list[dict[str, Any]]) -> bool:
+    """Whether a device's products (``runtime.vulkan.describe``) have those that kernels ask for.
+
+    A device that has them in float16 has them in bfloat16 too if it has matrices of that type.
+    """
+    wanted = {
+        **dict.fromkeys("mnk", _SIZE),
+        **dict.fromkeys("ab", "float16"),
+        **dict.fromkeys(("c", "result"), "float32"),
+        "scope": "subgroup",
+        "saturating": False,
+    }
+    return any(wanted.items() <= shape.items() for shape in shapes)
 
 
 def is_cooperative(call: Call) -> bool:

@@ -63,7 +63,8 @@ class Kernel:
 
     ``arguments`` are "address" or a scalar type each; ``launch`` names the launch parameters that
     follow them; ``in_memory`` is whether the arguments are in a block in memory instead of the push
-    constants. ``subgroup`` is the size of subgroup it needs, 0 if it needs none.
+    constants. ``subgroup`` is the size of subgroup it needs, 0 if it needs none,
+    ``bfloat16`` whether it has cooperative matrices of that type.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Kernel:
     int64: bool
     int16: bool
     cooperative_matrix: bool
+    bfloat16: bool
 
 
 def compile_kernel(function: tirx.PrimFunc, limits: Limits) -> Kernel:
@@ -139,6 +141,7 @@ def _translate(name: str, function: tirx.PrimFunc, limits: Limits) -> Kernel:
         int64=module.has_capability(Capability.Int64),
         int16=module.has_capability(Capability.Int16),
         cooperative_matrix=module.has_capability(Capability.CooperativeMatrix),
+        bfloat16=module.has_capability(Capability.BFloat16CooperativeMatrix),
     )
 
 

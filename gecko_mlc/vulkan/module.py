@@ -17,7 +17,7 @@ from gecko_mlc.vulkan.kernel import Kernel
 
 _MAGIC, _VERSION = b"GKVK", 1
 _HEADER = "<4sIQ"
-_FEATURES = ("float16", "storage16", "int64", "int16", "cooperative_matrix")
+_FEATURES = ("float16", "storage16", "int64", "int16", "cooperative_matrix", "bfloat16")
 
 
 def pack(kernels: Iterable[Kernel]) -> bytes:

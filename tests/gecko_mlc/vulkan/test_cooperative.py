@@ -17,6 +17,7 @@ from tvm.tirx.build import split_host_device_mods
 from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.gpu_targets import VulkanTarget
 from gecko_mlc.compile.portable import PIPELINE
+from gecko_mlc.vulkan.cooperative import device_multiplies
 from gecko_mlc.vulkan.kernel import Kernel, Limits, compile_kernel
 from tir_kernels.gpu.cooperative import CooperativeTile, store_sums
 
@@ -86,6 +87,7 @@ def test_product(
     rows, depth = 21, 48
     kernel = _compiled(_product(tile, depth, tile.columns))
     assert kernel.subgroup == 32 and kernel.cooperative_matrix
+    assert kernel.bfloat16 == (dtype == "bfloat16")
     assert kernel.shared == tile.shared_bytes and kernel.threads == (32 * warp_columns, 1, 1)
     path = tmp_path / "product.spv"
     path.write_bytes(kernel.spirv)
@@ -114,6 +116,16 @@ def test_needs_the_feature() -> None:
     target = VulkanTarget("test", 1024, 49152, 256, subgroup=32)
     with pytest.raises(CompileError, match="kernel product_kernel needs cooperative_matrix"):
         _compiled(_product(tile, 32, 64), target)
+
+
+def test_products_of_a_device() -> None:
+    ours: dict[str, object] = {
+        "m": 16, "n": 16, "k": 16, "a": "float16", "b": "float16", "c": "float32",
+        "result": "float32", "scope": "subgroup", "saturating": False,
+    }  # fmt: skip
+    narrow, half = {**ours, "m": 8}, {**ours, "c": "float16", "result": "float16"}
+    assert device_multiplies([half, narrow, ours])
+    assert not device_multiplies([half, narrow])
 
 
 def test_rows_must_be_aligned() -> None:
