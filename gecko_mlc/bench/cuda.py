@@ -12,12 +12,11 @@ import tvm_ffi
 
 from gecko_mlc.bench import results
 from gecko_mlc.bench.calls import CallClock
-from gecko_mlc.bench.gpu import DTYPES, Gpu
+from gecko_mlc.bench.gpu import DTYPES, Gpu, Reader
 from gecko_mlc.bench.host import Shapes
 from gecko_mlc.bench.timing import Action, Effort, alternate
 from gecko_mlc.runtime.engine import Engine
 
-COPY_BYTES = 2 * 2**30
 # Copies that keep the device busy for some ten milliseconds, while the host launches a step.
 STALL_COPIES = 24
 # Kernels in a graph that times one of them: enough to make its launch too short to matter.
@@ -111,35 +110,6 @@ def _check(status: int) -> None:
         raise RuntimeError(_cudart().cudaGetErrorString(status).decode())
 
 
-class Reader:
-    """Moves ``bytes`` of the device's memory in the fastest way found; ``name`` says which."""
-
-    def __init__(self, device, torch: ModuleType | None, effort: Effort) -> None:
-        source, target = (tvm.runtime.empty((COPY_BYTES,), "uint8", device) for _ in range(2))
-        # Enqueued alone, for what only wants the device busy.
-        self.copy = Action(lambda: source.copyto(target))
-
-        def copy() -> None:
-            source.copyto(target)
-            device.sync()
-
-        ways, moved = {"copy": Action(copy)}, {"copy": 2 * COPY_BYTES}
-        if torch is not None:
-            ones = torch.ones(COPY_BYTES // 4, device=f"cuda:{device.index}")
-
-            def read() -> None:
-                ones.sum()
-                torch.cuda.synchronize()
-
-            ways["torch.sum"], moved["torch.sum"] = Action(read), COPY_BYTES
-        timings = alternate(ways, effort)
-        rates = {name: moved[name] / timings[name].median for name in ways}
-        self.copy_bandwidth = rates["copy"]
-        self.name = max(rates, key=lambda name: rates[name])
-        self.bandwidth, self.bytes = rates[self.name], moved[self.name]
-        self.action = ways[self.name]
-
-
 class Cuda(Gpu):
     """The device of an engine, and PyTorch on it, if any (see ``host.Host``)."""
 
@@ -149,7 +119,7 @@ class Cuda(Gpu):
         self._dtype = DTYPES[engine.metadata["quantization"]]
         if engine.cublaslt:
             self.products = {"library": False, "cuBLASLt": True}
-        self.reader = Reader(self._device, torch, effort)
+        self.reader = Reader(self._device, torch, self._device.index, effort)
 
     def timer(self) -> EventTimer:
         return EventTimer(self.reader.copy)

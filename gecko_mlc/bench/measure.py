@@ -166,10 +166,9 @@ class _Bench:
         if engine.samples_on_device:
             fill_windows(engine)
         kind = engine.metadata["target"]["options"]["kind"]
-        if kind == "cuda":
-            self.machine = Cuda(engine, _torch_with_cuda() if plan.reference else None, plan.effort)
-        elif kind == "vulkan":
-            self.machine = Vulkan(engine, plan.effort)
+        if kind in ("cuda", "vulkan"):
+            torch = _torch_with_cuda() if plan.reference else None
+            self.machine = (Cuda if kind == "cuda" else Vulkan)(engine, torch, plan.effort)
         else:
             self.machine = Host(plan.threads, _torch() if plan.reference else None, self._effort)
         self._reader = self.machine.reader

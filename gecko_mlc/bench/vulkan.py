@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import tvm
+from types import ModuleType
 
 from gecko_mlc.bench import results
 from gecko_mlc.bench.calls import CallClock
-from gecko_mlc.bench.gpu import DTYPES, Gpu
+from gecko_mlc.bench.gpu import DTYPES, Gpu, Reader
 from gecko_mlc.bench.host import Shapes
-from gecko_mlc.bench.timing import Action, Effort, alternate
+from gecko_mlc.bench.timing import Effort
 from gecko_mlc.runtime.engine import Engine
 from gecko_mlc.runtime.vulkan import TimestampTimer
 
-# Bytes that a copy moves for the device's bandwidth, at most.
-COPY_BYTES = 2 * 2**30
-
-
-class Reader:
-    """Moves ``bytes`` of the device's memory by a copy, half of them read."""
-
-    name = "copy"
-
-    def __init__(self, device, effort: Effort) -> None:
-        # A device in the processor shares its memory with everything else.
-        nbytes = min(COPY_BYTES, device.total_global_memory // 16)
-        source, target = (tvm.runtime.empty((nbytes,), "uint8", device) for _ in range(2))
-
-        def copy() -> None:
-            source.copyto(target)
-            device.sync()
-
-        self.action, self.bytes = Action(copy), 2 * nbytes
-        timing = alternate({"copy": self.action}, effort)["copy"]
-        self.bandwidth = self.copy_bandwidth = self.bytes / timing.median
-
 
 class Vulkan(Gpu):
-    """The device of an engine (see ``host.Host``)."""
+    """The device of an engine (see ``host.Host``).
 
-    def __init__(self, engine: Engine, effort: Effort) -> None:
+    Vulkan's copies are slow on some GPUs: where PyTorch has the same GPU for CUDA, it reads too.
+    """
+
+    def __init__(self, engine: Engine, torch: ModuleType | None, effort: Effort) -> None:
         super().__init__(engine)
         self._dtype = DTYPES[engine.metadata["quantization"]]
-        self.reader = Reader(self._device, effort)
+        names = [] if torch is None else _cuda_names(torch)
+        same = names.index(self.name) if self.name in names else None
+        self.reader = Reader(self._device, None if same is None else torch, same or 0, effort)
 
     def timer(self) -> TimestampTimer:
         return TimestampTimer(self._device.index)
@@ -61,3 +44,7 @@ class Vulkan(Gpu):
 
     def torch_products(self, _shapes: Shapes) -> CallClock | None:
         return None
+
+
+def _cuda_names(torch: ModuleType) -> list[str]:
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

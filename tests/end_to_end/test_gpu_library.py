@@ -15,7 +15,7 @@ from gpu_models import BATCHES, build_emulated, build_lavapipe, build_metal
 from reference_streams import distance
 from safetensors.numpy import load_file
 
-from gecko_mlc.bench import cuda, gpu, random_parameters, vulkan
+from gecko_mlc.bench import cuda, gpu, random_parameters
 from gecko_mlc.bench.random_parameters import Noise
 from gecko_mlc.cli import main
 from gecko_mlc.config import GeckoConfig
@@ -213,10 +213,9 @@ def test_bench_cannot_measure_metal(
 
 @pytest.mark.parametrize("device", ["cuda", "vulkan"], indirect=True)
 def test_bench(device: str, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "COPY_BYTES", 2**16)
+    monkeypatch.setattr(gpu, "COPY_BYTES", 2**16)
     monkeypatch.setattr(cuda, "STALL_COPIES", 1)
     monkeypatch.setattr(cuda, "GRAPH_NODES", 2)
-    monkeypatch.setattr(vulkan, "COPY_BYTES", 2**16)
     monkeypatch.setattr(gpu.Gpu, "steps", 2)
     folder, library = model
     options = ["--lib", str(library), "--device", device, "--prompt", "3", "--decode", "2"]
