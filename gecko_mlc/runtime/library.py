@@ -160,8 +160,7 @@ def _device(name: str):
         if kind == "cuda":
             cuda.load_runtime()
         elif kind == "vulkan":
-            vulkan.load_runtime()
-            vulkan.describe(index)
+            vulkan.load_runtime(index)
         elif kind == "metal":
             metal.load_runtime()
         device = tvm.runtime.device(kind, index)

@@ -1,7 +1,7 @@
 """Vulkan on this machine: device ``vulkan`` for TVM, what its devices can do.
 
 TVM's wheel has no Vulkan. Ours is ``gecko_mlc/native/vulkan``, which opens libvulkan itself and
-needs nothing else.
+needs nothing else. A TVM that was built with Vulkan keeps its own.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ class VulkanError(ValueError):
     """Vulkan that cannot be used here; the message says what was found and what to install."""
 
 
-@functools.cache
-def load_runtime() -> None:
-    """Make TVM's device ``vulkan`` exist. Raises VulkanError without a driver or a device."""
-    _load_library()
-    if tvm_ffi.get_global_func("gecko_mlc.vulkan.count")() == 0:
-        describe(0)  # says why
+def load_runtime(index: int = 0) -> None:
+    """Make TVM's device ``vulkan`` exist. Raises VulkanError without a driver or that device."""
+    if _is_ours():
+        describe(index)
 
 
 def describe(index: int = 0) -> dict[str, Any]:
@@ -43,9 +41,8 @@ def describe(index: int = 0) -> dict[str, Any]:
                      whether kernels have them (storage16: as numbers in memory)
     cooperative_matrices  what products: m, n, k, the types a, b, c and result, scope, saturating
     """
-    _load_library()
     try:
-        found = tvm_ffi.get_global_func("gecko_mlc.vulkan.describe")(index)
+        found = _function("describe")(index)
     except RuntimeError as error:
         raise VulkanError(_message(error)) from None
     return _plain(found)
@@ -54,8 +51,7 @@ def describe(index: int = 0) -> dict[str, Any]:
 def memory(index: int = 0) -> dict[str, dict[str, int]]:
     """Memory of a device in use: for tensors, staging and arguments each the blocks that the driver
     gave, their bytes ``reserved``, the bytes ``used`` of these and the number of allocations."""
-    load_runtime()
-    return _plain(tvm_ffi.get_global_func("gecko_mlc.vulkan.memory")(index))
+    return _plain(_function("memory")(index))
 
 
 def host_tensor(index: int, shape: tuple[int, ...], dtype: str) -> tvm.runtime.Tensor:
@@ -63,9 +59,7 @@ def host_tensor(index: int, shape: tuple[int, ...], dtype: str) -> tvm.runtime.T
 
     Such copies do not wait: whoever touches the tensor knows when they are over.
     """
-    load_runtime()
-    make = tvm_ffi.get_global_func("gecko_mlc.vulkan.host_tensor")
-    return make(index, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype))
+    return _function("host_tensor")(index, tvm_ffi.Shape(shape), tvm_ffi.dtype(dtype))
 
 
 class TimestampTimer:
@@ -75,10 +69,9 @@ class TimestampTimer:
     """
 
     def __init__(self, index: int) -> None:
-        load_runtime()
         self._index = index
-        self._record = tvm_ffi.get_global_func("gecko_mlc.vulkan.timestamp")
-        self._nanoseconds = tvm_ffi.get_global_func("gecko_mlc.vulkan.nanoseconds")
+        self._record = _function("timestamp")
+        self._nanoseconds = _function("nanoseconds")
         self._times: list[Any] = []
 
     def begin(self) -> None:
@@ -99,14 +92,25 @@ class TimestampTimer:
         return [max(time - empty, 0.0) for time in seconds]
 
 
-def _load_library() -> None:
+@functools.cache
+def _is_ours() -> bool:
+    """Whether device ``vulkan`` is ours, which is loaded unless TVM has one."""
+    if tvm_ffi.get_global_func("device_api.vulkan", allow_missing=True) is not None:
+        return False
     try:
         native.load("gecko_mlc_vulkan")
     except OSError as error:
         raise VulkanError(
-            f"gecko-mlc was installed without Vulkan, which takes its headers "
+            "gecko-mlc was installed without Vulkan, which takes its headers "
             f"(apt-get install libvulkan-dev): {error}"
         ) from error
+    return True
+
+
+def _function(name: str):
+    if not _is_ours():
+        raise VulkanError("this TVM was built with Vulkan: its device has no such function")
+    return tvm_ffi.get_global_func(f"gecko_mlc.vulkan.{name}")
 
 
 def _message(error: RuntimeError) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import struct
 import subprocess
@@ -73,6 +74,25 @@ def test_kernels_copies_and_host_writes_keep_their_order(device, tmp_path):
     total = sum(range(1, 50))
     assert (o.numpy() == total).all()
     assert (a.numpy() == 49 + total).all()
+
+
+def test_threads_share_a_device(device, tmp_path):
+    kernel = vulkan_kernels.load(module_bytes({"axpy": axpy(tmp_path, "memory")}))["axpy"]
+
+    def work(seed: int) -> np.ndarray:
+        for _ in range(30):
+            a, o = (tvm.runtime.tensor(numbers(seed + i), device) for i in range(2))
+            for _ in range(20):
+                kernel(address(a), address(o), 0.5, COUNT, GROUPS, THREADS)
+            result = o.numpy()
+        return result
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for seed, found in enumerate(pool.map(work, range(8))):
+            expected = numbers(seed + 1)
+            for _ in range(20):
+                expected += numbers(seed) * np.float32(0.5)
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_no_workgroups_is_no_work(device, tmp_path):

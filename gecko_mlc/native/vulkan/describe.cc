@@ -157,7 +157,6 @@ Description MemoryInUse(int index) {
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   ffi::reflection::GlobalDef()
-      .def("gecko_mlc.vulkan.count", [] { return Runtime::Global().count(); })
       .def("gecko_mlc.vulkan.describe", Describe)
       .def("gecko_mlc.vulkan.memory", MemoryInUse);
 }
