@@ -7,7 +7,6 @@ import functools
 from collections.abc import Callable, Sequence
 from types import ModuleType
 
-import tvm
 import tvm_ffi
 
 from gecko_mlc.bench import results
