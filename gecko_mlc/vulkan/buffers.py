@@ -9,7 +9,7 @@ from tvm import tirx
 from gecko_mlc.vulkan.enumerants import Capability, Op, StorageClass
 from gecko_mlc.vulkan.memory import WORD, Memory, View
 from gecko_mlc.vulkan.packing import Packing
-from gecko_mlc.vulkan.registers import LocalArray, Registers
+from gecko_mlc.vulkan.registers import LocalArray, PackedRegisters, Registers
 from gecko_mlc.vulkan.scalars import BYTES, Scalars
 from gecko_mlc.vulkan.unsupported import Unsupported
 from gecko_mlc.vulkan.uses import BufferUses, Uses
@@ -100,10 +100,13 @@ class Buffers:
         root = self._uses.root(buffer.__chandle__())
         if root not in self._locals:
             dtype, size = self._extents[root]
-            if self._uses.of(root).constant:
-                self._locals[root] = Registers(self._scalars, dtype)
-            else:
+            uses = self._uses.of(root)
+            if not uses.constant:
                 self._locals[root] = LocalArray(self._scalars, dtype, size)
+            elif uses.paired and BYTES[dtype] == 2:
+                self._locals[root] = PackedRegisters(self._scalars, self.packing, dtype)
+            else:
+                self._locals[root] = Registers(self._scalars, dtype)
         return self._locals[root]
 
     def known_local(self, buffer: tirx.Var) -> Registers | LocalArray | None:

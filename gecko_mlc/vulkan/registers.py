@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gecko_mlc.vulkan.enumerants import Op, StorageClass
 from gecko_mlc.vulkan.index import Index
+from gecko_mlc.vulkan.packing import Packing
 from gecko_mlc.vulkan.scalars import Scalars
 
 
@@ -29,6 +30,30 @@ class Registers:
         if number not in self._registers:
             self._registers[number] = self._code.register(self._kind)
         return self._registers[number]
+
+
+class PackedRegisters(Registers):
+    """Elements of 16 bits that are only stored in pairs, as from memory: a register for each word.
+
+    A load that is under way is then not waited for to take its words apart.
+    """
+
+    def __init__(self, scalars: Scalars, packing: Packing, dtype: str):
+        super().__init__(scalars, "uint32")
+        self._packing, self._dtype = packing, dtype
+
+    def load(self, first: int, lanes: int) -> list[int]:
+        words = range(first // 2, (first + lanes + 1) // 2)
+        elements = [
+            element
+            for word in super().load(words.start, len(words))
+            for element in self._packing.unpack(word, self._dtype)
+        ]
+        return elements[first % 2 : first % 2 + lanes]
+
+    def store(self, first: int, values: list[int]) -> None:
+        pairs = zip(values[::2], values[1::2], strict=True)
+        super().store(first // 2, [self._packing.pack(*pair, self._dtype) for pair in pairs])
 
 
 class LocalArray:

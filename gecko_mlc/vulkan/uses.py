@@ -18,13 +18,15 @@ class Uses:
     """Of one buffer, or of all that share its memory.
 
     ``accesses`` are element types and how many adjacent ones are moved at once; ``constant`` is
-    whether every index is a constant.
+    whether every index is a constant; ``paired``, whether stores are of even numbers of elements,
+    from an even one on.
     """
 
     accesses: set[tuple[str, int]] = dataclasses.field(default_factory=set)
     loaded: bool = False
     stored: bool = False
     constant: bool = True
+    paired: bool = True
 
 
 class BufferUses:
@@ -68,6 +70,8 @@ class BufferUses:
         uses.stored |= stored
         uses.loaded |= not stored
         uses.constant &= constant
+        if stored:
+            uses.paired &= constant and lanes % 2 == 0 and first.value % 2 == 0
 
 
 def source(data) -> tirx.Var:
