@@ -75,6 +75,9 @@ Recording& Queue::recording() {
 }
 
 void Queue::Recorded() {
+  // The device would wait for the host between two submissions, and that would count as a kernel's
+  // time.
+  if (current_.recording->timed()) return;
   int count = current_.recording->count();
   if (count >= kMany || (count % kFew == 0 && Completed(submitted_))) Submit();
 }

@@ -41,7 +41,7 @@ class Queue {
 
   // What is being recorded; call Recorded after each command.
   Recording& recording();
-  // Submits when the device is idle, or much was recorded.
+  // Submits when the device is idle, or much was recorded, unless times are taken.
   void Recorded();
   // Submit what was recorded, then ``graph`` if there is one: the number of the last submission.
   uint64_t Submit(VkCommandBuffer graph = VK_NULL_HANDLE);

@@ -97,6 +97,7 @@ void Recording::ShowToHost() {
 void Recording::Timestamp(VkQueryPool pool, uint32_t query) {
   device_.vk().CmdWriteTimestamp2(buffer_, VK_PIPELINE_STAGE_2_ALL_COMMANDS_BIT, pool, query);
   ++count_;
+  timed_ = true;
 }
 
 uint64_t Recording::StoreArguments(const void* data, uint64_t size) {

@@ -68,6 +68,8 @@ class Recording {
   VkCommandBuffer buffer() const { return buffer_; }
   // Commands so far.
   int count() const { return count_; }
+  // Whether times are taken in it.
+  bool timed() const { return timed_; }
 
  private:
   void Barrier();
@@ -76,6 +78,7 @@ class Recording {
   VkCommandBuffer buffer_;
   VkPipeline bound_ = VK_NULL_HANDLE;
   int count_ = 0;
+  bool timed_ = false;
   // Commands submitted earlier may be under way.
   bool pending_ = true;
   std::vector<std::shared_ptr<const void>> kept_;
