@@ -320,8 +320,8 @@ def cooperative_tile(
         if warps % down == 0 and rows % (down * SIZE) == 0 and columns % (warps // down * SIZE) == 0
     ]
     down, across = min(splits, key=lambda split: rows // split[0] + columns // split[1])
-    depth = 32 if rows * columns >= 128 * 128 else 64
-    for stages in (2, 1):
+    # A deep step means few barriers: worth more than a second stage.
+    for depth, stages in ((64, 2), (64, 1), (32, 1)):
         tile = CooperativeTile(dtype, rows, columns, down, across, right_by_depth, stages, depth)
         if tile.shared_bytes <= unit.shared:
             return tile

@@ -6,7 +6,7 @@ import functools
 
 from tvm.script import tirx as T
 
-from .tensor_core import CHUNK, TensorTile, both
+from .tensor_core import CHUNK, TensorTile
 from .tiles import Tile, product_tile
 from .unit import GpuUnit
 from .vectors import vector_width
@@ -25,13 +25,16 @@ def _tile_kernel(tile: Tile, inputs: int, outputs: int, out_dtype: str):
     def left(operands, row, step, k):
         a, _, m, row0, _ = operands
         depth = step * tile.depth + k
-        return a, [row0 + row, depth], both(row0 + row < m, within(depth))
+        # What rows past the last one give is not stored; asking first would cost more.
+        return a, [T.min(row0 + row, m - 1), depth], within(depth)
 
     def right(operands, column, step, k):
         _, w, _, _, column0 = operands
         depth = step * tile.depth + k
-        exists = column0 + column < outputs if outputs % tile.columns else None
-        return w, [column0 + column, depth], both(exists, within(depth))
+        column = column0 + column
+        if outputs % tile.columns:
+            column = T.min(column, outputs - 1)
+        return w, [column, depth], within(depth)
 
     product = tile.product(left, right)
 

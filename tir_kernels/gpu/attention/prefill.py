@@ -70,6 +70,11 @@ class _Rows(NamedTuple):
     own_row: Any  # the ring row of the own chunk's first key
     previous: Any  # blocks of keys in the previous chunk
 
+    def existing(self, row):
+        """Query row ``row`` of the CTA's, the last of all in the place of one past it, whose
+        results are not stored."""
+        return T.min(self.row0 + row, self.m - 1)
+
     def half(self, number, width: int):
         """Of key block ``number``: whether it is in the own chunk, its first index in that half."""
         own = number >= self.previous
@@ -114,8 +119,8 @@ def attention_weights(
     def query(scores, row, step, k):
         rows = scores.rows
         depth = step * tile.depth + k
-        indices = [scores.kind, rows.row0 + row, rows.head * z_head + depth]
-        return rows.queries, indices, both(rows.row0 + row < rows.m, within(depth))
+        indices = [scores.kind, rows.existing(row), rows.head * z_head + depth]
+        return rows.queries, indices, within(depth)
 
     def key(scores, column, step, k):
         rows = scores.rows
@@ -325,8 +330,8 @@ def attention(
         rows, weights, _, _ = operands
         own, first = rows.half(step, tile.depth)
         base = T.Select(own, rows.own_row, chunk - rows.own_row)
-        exists = both(rows.row0 + row < rows.m, within(first + k, chunk, tile.depth))
-        return weights, [rows.head, rows.row0 + row, base + first + k], exists
+        exists = within(first + k, chunk, tile.depth)
+        return weights, [rows.head, rows.existing(row), base + first + k], exists
 
     def value(operands, column, step, k):
         rows, _, values, column0 = operands
@@ -340,8 +345,8 @@ def attention(
     def feature(operands, row, step, k):
         rows = operands[0]
         depth = step * tile.depth + k
-        exists = both(rows.row0 + row < rows.m, within(depth, z_head, tile.depth))
-        return rows.queries, [2, rows.row0 + row, rows.head * z_head + depth], exists
+        exists = within(depth, z_head, tile.depth)
+        return rows.queries, [2, rows.existing(row), rows.head * z_head + depth], exists
 
     def memory_value(operands, column, step, k):
         rows, memory, column0 = operands
