@@ -1,8 +1,8 @@
 """Calls in TensorIR and what stands for them in SPIR-V.
 
 A translator takes the ``Expressions`` at hand and the call, and returns the ids of its value's
-lanes, none if it has no value. ``INTRINSICS`` has TVM's own operations, by name without "tirx.",
-``EXTERNS`` those called by ``T.call_extern`` and ``T.call_pure_extern``.
+lanes, none if it has no value. ``INTRINSICS`` has TVM's own operations, by name without "tirx." or
+"prim.", ``EXTERNS`` those called by ``T.call_extern`` and ``T.call_pure_extern``.
 """
 
 from __future__ import annotations

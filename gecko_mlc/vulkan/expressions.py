@@ -187,7 +187,7 @@ class Expressions:
         return local.load(self.index(first), lanes)
 
     def _call(self, node: Call) -> list[int]:
-        name = node.op.name.removeprefix("tirx.")
+        name = node.op.name.removeprefix("tirx.").removeprefix("prim.")
         if is_cooperative(node):
             self.cooperative().translate(node)
             return []

@@ -26,7 +26,7 @@ from gecko_mlc.compile.portable.warp import (
 )
 
 _WORD = 4  # bytes of an exchanged value
-_IF_THEN_ELSE = "tirx.if_then_else"
+_IF_THEN_ELSE = "prim.if_then_else"
 
 
 class Exchanges:
