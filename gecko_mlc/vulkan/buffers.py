@@ -76,6 +76,14 @@ class Buffers:
         """A parameter of the kernel: ``value`` is the address of elements of ``dtype``."""
         self._addresses[handle] = (value, dtype)
 
+    def exchanges_global(self) -> bool:
+        """Whether threads may load from global memory what others of the kernel have stored."""
+        return any(self._exchanged(root) for root in self._addresses)
+
+    def _exchanged(self, root: int) -> bool:
+        uses = self._uses.of(root)
+        return uses.loaded and uses.stored
+
     def allocate(self, buffer: tirx.Var) -> None:
         """A buffer that the kernel allocates in shared or local memory."""
         size = 1
@@ -114,14 +122,14 @@ class Buffers:
         return self._locals.get(self._uses.root(buffer.__chandle__()))
 
     def _global(self, root: int, address: int, dtype: str) -> Memory:
-        uses = self._uses.of(root)
+        writable = self._uses.of(root).stored
 
         def base(view: View) -> tuple[int, ...]:
             if view.bytes == 2:
                 self._module.capability(Capability.StorageBuffer16BitAccess)
             pointer = address
             if view != address_view(dtype):
-                kind = self._pointer_type(view, uses.stored)
+                kind = self._pointer_type(view, writable)
                 pointer = self._scalars.code.at_entry(Op.Bitcast, kind, address)
             return (pointer, self._scalars.constant("int32", 0))
 
@@ -129,7 +137,7 @@ class Buffers:
             self._scalars,
             self.packing,
             StorageClass.PhysicalStorageBuffer,
-            uses.loaded and uses.stored,
+            self._exchanged(root),
             base,
             global_view,
         )

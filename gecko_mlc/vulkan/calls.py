@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 Translator = Callable[["Expressions", Call], list[int]]
 
-# A barrier: what was stored to memory is there for all who come, shared or global.
-_EVERYTHING = (
+# A barrier: what was stored to shared memory is there for all who come.
+_SHARED = (
     Semantics.AcquireRelease
     | Semantics.WorkgroupMemory
-    | Semantics.UniformMemory
     | Semantics.MakeAvailable
     | Semantics.MakeVisible
 )
@@ -109,9 +108,12 @@ def _barrier(expressions: Expressions, call: Call) -> list[int]:
         scope = Scope.Subgroup
     elif call.args[0].value != "shared":
         raise Unsupported(f"a barrier of scope {call.args[0].value}")
+    semantics = _SHARED
+    if expressions.buffers.exchanges_global():  # to wait for global memory costs time
+        semantics |= Semantics.UniformMemory
+    numbers = (scope, scope, semantics)
     expressions.code.effect(
-        Op.ControlBarrier,
-        *(expressions.scalars.constant("uint32", number) for number in (scope, scope, _EVERYTHING)),
+        Op.ControlBarrier, *(expressions.scalars.constant("uint32", number) for number in numbers)
     )
     return []
 
