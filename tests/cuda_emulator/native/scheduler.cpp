@@ -446,7 +446,7 @@ void on_fault(int signal, siginfo_t* info, void*) {
     return;
   }
   if (signal == SIGFPE) worker->fail("integer division by zero");
-  if (signal == SIGILL || signal == SIGTRAP) worker->fail("array index out of bounds");
+  if (signal == SIGILL || signal == SIGTRAP) worker->fail("array index out of bounds, or a misaligned address");
   worker->fail("illegal address: " + describe_address(info->si_addr));
 }
 
