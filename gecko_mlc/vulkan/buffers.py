@@ -106,12 +106,14 @@ class Buffers:
     def local(self, buffer: tirx.Var) -> Registers | LocalArray:
         """The registers of a local buffer."""
         root = self._uses.root(buffer.__chandle__())
+        dtype, size = self._extents[root]
+        if str(buffer.ty.dtype.dtype) != dtype:
+            raise Unsupported(f"{buffer.name}, local memory of {dtype} seen as {buffer.ty.dtype}")
         if root not in self._locals:
-            dtype, size = self._extents[root]
             uses = self._uses.of(root)
             if not uses.constant:
                 self._locals[root] = LocalArray(self._scalars, dtype, size)
-            elif uses.paired and BYTES[dtype] == 2:
+            elif uses.paired and BYTES.get(dtype) == 2:
                 self._locals[root] = PackedRegisters(self._scalars, self.packing, dtype)
             else:
                 self._locals[root] = Registers(self._scalars, dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,14 @@ _TYPES = {
 }
 _LOAD_MATRIX, _STORE_MATRIX, _MULTIPLY_ADD = 4457, 4458, 4459
 _BARRIER = 224
+# The lane from which a lane of a subgroup gets its value.
+_SHUFFLES: dict[int, Callable[[int, int], int]] = {
+    345: lambda _lane, other: other,
+    346: lambda lane, mask: lane ^ mask,
+    347: lambda lane, distance: lane - distance,
+    348: lambda lane, distance: lane + distance,
+}
+_WITH_RESULT = (_LOAD_MATRIX, _MULTIPLY_ADD, *_SHUFFLES)
 # In a function, but without a result.
 _NO_RESULT = (62, _BARRIER, 246, 247, 248, 249, 250, 253, 56, _STORE_MATRIX)
 _INPUT, _WORKGROUP, _FUNCTION, _PUSH_CONSTANT = 1, 4, 7, 9
@@ -228,8 +236,10 @@ class _Workgroup:
             if len(lanes) < SUBGROUP or any(lane.opcode == _BARRIER for lane in lanes):
                 continue
             assert len({lane.at for lane in lanes}) == 1, "the threads of a subgroup diverge"
-            answer = self._together(lanes)
-            ready.update(dict.fromkeys(numbers, answer))
+            if lanes[0].opcode in _SHUFFLES:
+                ready.update(zip(numbers, self._shuffled(lanes), strict=True))
+            else:
+                ready.update(dict.fromkeys(numbers, self._together(lanes)))
         return ready
 
     def _thread(self, number: int) -> Generator[_Request, Any, None]:
@@ -257,11 +267,11 @@ class _Workgroup:
                 values[o[1]] = _Cell()
             elif opcode == 62:
                 self._store(o, values)
-            elif opcode in (_BARRIER, _LOAD_MATRIX, _STORE_MATRIX, _MULTIPLY_ADD):
-                operands = o[2:] if opcode in (_LOAD_MATRIX, _MULTIPLY_ADD) else o
+            elif opcode in (_BARRIER, _STORE_MATRIX, *_WITH_RESULT):
+                operands = o[2:] if opcode in _WITH_RESULT else o
                 request = _Request(at - 1, opcode, [values.get(name) for name in operands])
                 answer = yield request
-                if opcode in (_LOAD_MATRIX, _MULTIPLY_ADD):
+                if opcode in _WITH_RESULT:
                     values[o[1]] = answer
             elif opcode not in (246, 247):
                 values[o[1]] = self._value(opcode, o, values)
@@ -306,6 +316,15 @@ class _Workgroup:
         return self._shader.read(scratch, address, kind)
 
     # What a subgroup does together.
+
+    def _shuffled(self, lanes: list[_Request]) -> list[Any]:
+        """What each lane gets; from a lane that there is not, something else."""
+        results = []
+        for lane, request in enumerate(lanes):
+            source = _SHUFFLES[request.opcode](lane, request.values[2])
+            value = lanes[source % SUBGROUP].values[1]
+            results.append(value if 0 <= source < SUBGROUP else type(value)(0x7FFF))
+        return results
 
     def _together(self, lanes: list[_Request]) -> Any:
         one = lanes[0]

@@ -79,12 +79,24 @@ def roomy(A: T.Buffer((64,), "float32")):
     A[tx] = Shared[63 - tx]
 
 
+@T.prim_func(private=True)
+def view(A: T.Buffer((64,), "float32")):
+    T.device_entry()
+    _group = T.cta_id([1])
+    tx = T.thread_id([64])
+    words = T.alloc_local((2,), "uint32")
+    floats = T.decl_buffer((2,), "float32", data=words.data, scope="local")
+    words[0] = T.uint32(1)
+    A[tx] = floats[0]
+
+
 REFUSALS = [
     (half, {"supports_float16": False}, "needs float16, which the target lacks"),
     (half, {"supports_16bit_buffer": False}, "needs storage16, which the target lacks"),
     (half, {"max_num_threads": 32}, "has 64 threads, the target allows 32"),
     (double, {}, "a value of type float64 cannot be expressed"),
     (tensor_core, {}, r"a call of ptx\.griddepcontrol"),
+    (view, {}, "floats, local memory of uint32 seen as float32"),
     (library, {}, "a call of the external function lgammaf"),
     (byte, {}, "int8"),
     (mixed, {}, "elements of float16, float32, of which some are moved by less than 32 bits"),

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 from small_kernels import compiled
+from spirv_device import Memory, Shader
 from tvm.script import tirx as T
 
 from gecko_mlc.compile import CompileError
@@ -58,6 +61,19 @@ def test_a_lane_gets_another_lanes_value(name, dtype, subgroup):
     within = subgroup == 8 and name in ("xor 1", "xor 4")
     assert kernel.kernel.subgroup == (8 if within else 0)
     assert kernel.kernel.shared == (0 if within else 2 * THREADS * 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int32"])
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_subgroup_of_a_warp_shuffles(name, dtype):
+    """On the device in Python: no driver for the CPU has such subgroups."""
+    a = (np.arange(THREADS) ** 2 + 99).astype(dtype)
+    kernel = compiled(shuffler(name, dtype), subgroup=32).kernel
+    assert kernel.subgroup == 32 and kernel.shared == 0
+    memory, b = Memory(), bytearray(a.nbytes)
+    addresses = [memory.add(bytearray(a.tobytes())), memory.add(b)]
+    Shader(kernel.spirv).run(memory, struct.pack("<QQ", *addresses), workgroups=1)
+    np.testing.assert_array_equal(np.frombuffer(b, dtype), a[SOURCES[name][1]] + a)
 
 
 def wide_reduction(rounds: int):
