@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from gecko_mlc.checkpoint import convert, write_chat_config
+from gecko_mlc.checkpoint import convert, open_checkpoint, write_chat_config
 from gecko_mlc.config import GeckoConfig
 
 # Folder of converted weights with their configuration, and the library.
 Model = tuple[Path, Path]
-ModelBuilder = Callable[[str, GeckoConfig, Mapping[str, np.ndarray], str], Model]
+ModelBuilder = Callable[..., Model]
+
+DEMO = Path(__file__).parents[1] / "tools/demo"
+# Batch sizes of GPU libraries: two sequences run without an idle row, three with one.
+BATCHES = (1, 2, 4)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +30,7 @@ def golden() -> Path:
 
 @pytest.fixture(scope="session")
 def build_model(tmp_path_factory: pytest.TempPathFactory) -> ModelBuilder:
-    """``build_model(name, config, tensors, quantization)`` -> (folder, library).
+    """``build_model(name, config, tensors, quantization, target="cpu")`` -> (folder, library).
 
     The same name gives the same files, in every worker of a parallel session: whoever comes first
     makes them, behind a lock.
@@ -36,10 +40,15 @@ def build_model(tmp_path_factory: pytest.TempPathFactory) -> ModelBuilder:
         shared = shared.parent
 
     def build(
-        name: str, config: GeckoConfig, tensors: Mapping[str, np.ndarray], quantization: str
+        name: str,
+        config: GeckoConfig,
+        tensors: Mapping[str, np.ndarray],
+        quantization: str,
+        target: str = "cpu",
     ) -> Model:
         from gecko_mlc.compile.library import compile_library
         from gecko_mlc.compile.targets import resolve
+        from relax_model.gpu import GpuGecko
 
         folder = shared / "models" / name
         library = folder / "library.so"
@@ -49,7 +58,9 @@ def build_model(tmp_path_factory: pytest.TempPathFactory) -> ModelBuilder:
             if not library.is_file():
                 convert(config, tensors, quantization, folder)
                 write_chat_config(config, quantization, folder, "bytes")
-                compile_library(config, quantization, resolve("cpu"), library)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(GpuGecko, "batches", BATCHES)
+                    compile_library(config, quantization, resolve(target), library)
         return folder, library
 
     return build
@@ -70,3 +81,38 @@ def tiny_model(golden: Path, build_model: ModelBuilder) -> Model:
 def alt_model(golden: Path, build_model: ModelBuilder) -> Model:
     """The golden model with every switch of the architecture the other way."""
     return _golden_model("alt", golden, build_model)
+
+
+@pytest.fixture(scope="session")
+def lavapipe_model(golden: Path, build_model: ModelBuilder) -> Callable[[str, str], Model]:
+    """``lavapipe_model(name, quantization)``: tiny, alt or demo for Mesa's driver for CPUs."""
+
+    def build(name: str, quantization: str) -> Model:
+        from gecko_mlc.runtime import vulkan
+
+        found = vulkan.describe()["name"]
+        assert "llvmpipe" in found, f"Vulkan device 0 is {found}, wanted llvmpipe"
+        if name == "demo":
+            config, tensors = open_checkpoint(DEMO)
+        else:
+            config = GeckoConfig.from_file(golden / f"config_{name}.json")
+            tensors = load_file(golden / f"weights_{name}.safetensors")
+        label = f"{name}_{quantization}_vulkan"
+        return build_model(label, config, tensors, quantization, "vulkan-lavapipe")
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def metal_model(golden: Path, build_model: ModelBuilder) -> Callable[[str, str], Model]:
+    """``metal_model(name, quantization)``: tiny or alt for the emulated Metal device."""
+
+    def build(name: str, quantization: str) -> Model:
+        import metal_emulator
+
+        metal_emulator.install()
+        config = GeckoConfig.from_file(golden / f"config_{name}.json")
+        tensors = load_file(golden / f"weights_{name}.safetensors")
+        return build_model(f"{name}_{quantization}_metal", config, tensors, quantization, "metal")
+
+    return build

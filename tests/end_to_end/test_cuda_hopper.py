@@ -12,7 +12,7 @@ import cuda_emulator
 import numpy as np
 import pytest
 import torch
-from gpu_models import build_emulated
+from emulated_cuda import build_emulated
 from reference_streams import distance, float64_logits, float64_model
 
 from gecko_mlc.checkpoint import random_checkpoint

@@ -9,11 +9,11 @@ that shows it least, wrong priors, rotations or memory by more.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import ModelBuilder
+from conftest import Model, ModelBuilder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference_streams import distance
@@ -41,12 +41,20 @@ class Texts:
 
 @pytest.fixture(scope="module", params=["tiny", "alt", "five_heads"])
 def texts(request: pytest.FixtureRequest, build_model: ModelBuilder) -> Texts:
-    model: tuple[Path, Path]
+    model: Model
     if request.param == "five_heads":
         model = build_model("five_heads", FIVE_HEADS, weights(FIVE_HEADS), "q0f32")
     else:
         model = request.getfixturevalue(f"{request.param}_model")
-    engine = Engine(*model, threads=1, slots=SLOTS)
+    return texts_of(Engine(*model, threads=1, slots=SLOTS))
+
+
+@pytest.fixture(scope="module")
+def texts_on_vulkan(lavapipe_model: Callable[[str, str], Model]) -> Texts:
+    return texts_of(Engine(*lavapipe_model("tiny", "q0f32"), device="vulkan", slots=SLOTS))
+
+
+def texts_of(engine: Engine) -> Texts:
     rng = np.random.default_rng(0)
     long = []
     for _ in range(SLOTS):
@@ -101,6 +109,17 @@ def step(engine: Engine, readers: list[Reader], data: st.DataObject) -> None:
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_cut_order_and_batch(texts: Texts, data: st.DataObject) -> None:
+    read_in_pieces(texts, data)
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_any_cut_order_and_batch_on_vulkan(texts_on_vulkan: Texts, data: st.DataObject) -> None:
+    read_in_pieces(texts_on_vulkan, data)
+
+
+def read_in_pieces(texts: Texts, data: st.DataObject) -> None:
+    """Some texts up to lengths that are drawn, in calls that are drawn."""
     engine = texts.engine
     chunk = engine.config.chunk_size
     boundaries = [1, chunk - 1, chunk, chunk + 1, 2 * chunk, 3 * chunk - 1, 3 * chunk + 1]
@@ -132,6 +151,14 @@ def test_any_cut_order_and_batch(texts: Texts, data: st.DataObject) -> None:
 
 
 def test_every_cut_in_two_around_boundaries(texts: Texts) -> None:
+    cut_in_two_around_boundaries(texts)
+
+
+def test_every_cut_in_two_around_boundaries_on_vulkan(texts_on_vulkan: Texts) -> None:
+    cut_in_two_around_boundaries(texts_on_vulkan)
+
+
+def cut_in_two_around_boundaries(texts: Texts) -> None:
     engine, text = texts.engine, texts.long[0]
     chunk = engine.config.chunk_size
     length = 3 * chunk + 1

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu_models import BATCHES, build_emulated, build_lavapipe, build_metal
+from conftest import BATCHES
+from emulated_cuda import build_emulated
 from reference_streams import distance
 from safetensors.numpy import load_file
 
@@ -33,11 +34,20 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(device: str, golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+def model(
+    device: str,
+    golden: Path,
+    lavapipe_model: Callable[[str, str], Model],
+    metal_model: Callable[[str, str], Model],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Model:
+    if device == "vulkan":
+        return lavapipe_model("tiny", "q0f32")
+    if device == "metal":
+        return metal_model("tiny", "q0f32")
     config = GeckoConfig.from_file(golden / "config_tiny.json")
     tensors = load_file(golden / "weights_tiny.safetensors")
-    build = {"cuda": build_emulated, "vulkan": build_lavapipe, "metal": build_metal}[device]
-    return build(tmp_path_factory.mktemp(device) / "tiny", config, tensors, "q0f32")
+    return build_emulated(tmp_path_factory.mktemp("cuda") / "tiny", config, tensors, "q0f32")
 
 
 @pytest.fixture(scope="module")
