@@ -337,10 +337,12 @@ def attention(
         rows, _, values, column0 = operands
         own, first = rows.half(step, tile.depth)
         base = T.Select(own, rows.own_row, chunk - rows.own_row)
-        indices = [rows.layer, rows.slot, base + first + k, rows.head * v_head + column0 + column]
-        # A row of the ring that is yet to come holds anything.
-        come = first + k < T.Select(own, rows.start + rows.m, chunk)
-        return values, indices, both(come, within(column0 + column, v_head, tile.columns))
+        # A row of the ring that is yet to come holds anything: the last one stands for it, which
+        # then has no weight.
+        last = T.Select(own, rows.start + rows.m, chunk) - 1
+        ring_row = base + T.min(first + k, last)
+        indices = [rows.layer, rows.slot, ring_row, rows.head * v_head + column0 + column]
+        return values, indices, within(column0 + column, v_head, tile.columns)
 
     def feature(operands, row, step, k):
         rows = operands[0]
