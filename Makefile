@@ -1,6 +1,7 @@
-# make demo    environment, convert, compile for this CPU, validate, generate: from a fresh clone
-# make test    environment, ruff, mypy, all tests
-# make clean   removes what the two made, the environment included
+# make demo       environment, convert, compile for this CPU, validate, generate: from a fresh clone
+# make test       environment, ruff, mypy, all tests
+# make packages   what the tests need of Debian (root)
+# make clean      removes what the two made, the environment included
 #
 # PYTHON=python3.12   which Python makes the environment (3.10 or newer)
 # TORCH=...           the PyTorch requirement installed for the reference
@@ -11,14 +12,14 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 GECKO := $(BIN)/gecko-mlc
-PACKAGING := pyproject.toml CMakeLists.txt build/targets.toml gecko_mlc/__init__.py $(wildcard gecko_mlc/native/*)
+PACKAGING := pyproject.toml CMakeLists.txt build/targets.toml gecko_mlc/__init__.py $(shell find gecko_mlc/native -type f)
 
 DEMO := build/demo
 CHECKPOINT := tools/demo
 CONVERTER := $(shell find gecko_mlc/checkpoint -name '*.py') gecko_mlc/config.py
-COMPILER := $(shell find gecko_mlc/compile relax_model tir_kernels -name '*.py')
+COMPILER := $(shell find gecko_mlc/compile gecko_mlc/vulkan relax_model tir_kernels -name '*.py')
 
-.PHONY: demo test clean
+.PHONY: demo test packages clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/cpu.so $(DEMO)/held_out.py
@@ -33,6 +34,10 @@ test: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+packages:
+	apt-get update
+	apt-get install -y libvulkan-dev mesa-vulkan-drivers spirv-tools vulkan-validationlayers
 
 clean:
 	rm -rf $(VENV) $(DEMO) .mypy_cache .pytest_cache .ruff_cache .hypothesis

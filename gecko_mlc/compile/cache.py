@@ -80,11 +80,12 @@ def _digest(value: Any) -> str:
 def _sources_digest() -> str:
     """A digest of the compiler's own sources, which change between versions while developing."""
     import gecko_mlc.compile
+    import gecko_mlc.vulkan
     import relax_model
     import tir_kernels
 
     digest = hashlib.sha256()
-    for package in (tir_kernels, relax_model, gecko_mlc.compile):
+    for package in (tir_kernels, relax_model, gecko_mlc.compile, gecko_mlc.vulkan):
         assert package.__file__ is not None
         for file in sorted(Path(package.__file__).parent.rglob("*.py")):
             digest.update(file.name.encode() + b"\0" + file.read_bytes())
