@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import struct
-import subprocess
-from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 import tvm
+from small_kernels import lowered, validate
 from spirv_device import Memory, Shader
 from tvm.script import tirx as T
-from tvm.tirx.build import split_host_device_mods
 
 from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.gpu_targets import VulkanTarget
-from gecko_mlc.compile.portable import PIPELINE
 from gecko_mlc.vulkan.cooperative import device_multiplies
 from gecko_mlc.vulkan.kernel import Kernel, Limits, compile_kernel
+from tir_kernels.gpu.attention.prefill import attention, attention_weights
 from tir_kernels.gpu.cooperative import CooperativeTile, store_sums
+from tir_kernels.gpu.matmul import matmul
+from tir_kernels.gpu.memory import memory_overlap, memory_update
 
 TARGET = VulkanTarget("test", 1024, 49152, 256, subgroup=32, cooperative_matrix=True)
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 _CAPABILITY, _COOPERATIVE_MATRIX, _BFLOAT16_MATRIX = 17, 6022, 5118
 
 
-def _compiled(function, target: VulkanTarget = TARGET) -> Kernel:
-    """The one kernel of a device function."""
+def _compiled(function, target: VulkanTarget = TARGET) -> list[Kernel]:
+    """The kernels of a device function."""
     module = tvm.IRModule({"product": function.with_attr("global_symbol", "product")})
-    lower, _, finish = tvm.tirx.get_tir_pipeline(PIPELINE)
-    with target.tvm_target:
-        bound = tvm.tirx.transform.BindTarget(target.tvm_target)(module)
-        _, devices = split_host_device_mods(lower(bound))
-    (device,) = devices.values()
-    (lowered,) = finish()(device).functions.values()
-    return compile_kernel(lowered, Limits.of(target.tvm_target))
+    limits = Limits.of(target.tvm_target)
+    return [compile_kernel(kernel, limits) for kernel in lowered(module, target.tvm_target)]
 
 
 def _product(tile: CooperativeTile, depth: int, columns: int):
@@ -80,19 +76,14 @@ def _product(tile: CooperativeTile, depth: int, columns: int):
 @pytest.mark.parametrize(
     "warp_columns, by_depth, stages", [(1, False, 2), (1, True, 1), (2, False, 1), (2, True, 2)]
 )
-def test_product(
-    warp_columns: int, by_depth: bool, stages: int, dtype: str, tmp_path: Path
-) -> None:
+def test_product(warp_columns: int, by_depth: bool, stages: int, dtype: str) -> None:
     tile = CooperativeTile(dtype, 32, 64, 1, warp_columns, by_depth, stages, 16)
     rows, depth = 21, 48
-    kernel = _compiled(_product(tile, depth, tile.columns))
+    (kernel,) = _compiled(_product(tile, depth, tile.columns))
     assert kernel.subgroup == 32 and kernel.cooperative_matrix
     assert kernel.bfloat16 == (dtype == "bfloat16")
     assert kernel.shared == tile.shared_bytes and kernel.threads == (32 * warp_columns, 1, 1)
-    path = tmp_path / "product.spv"
-    path.write_bytes(kernel.spirv)
-    subprocess.run(["spirv-val", "--target-env", "vulkan1.3", path], check=True)
-
+    validate(kernel)
     shader, memory = Shader(kernel.spirv), Memory()
     capabilities = {words[0] for opcode, words in shader.lines if opcode == _CAPABILITY}
     assert _COOPERATIVE_MATRIX in capabilities
@@ -111,6 +102,35 @@ def test_product(
     assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
+# heads, zh, vh, chunk: whole tiles of everything, and parts of them.
+_SHAPES = ((2, 64, 128, 256), (1, 32, 136, 256))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "make, arguments",
+    [
+        (matmul, (320, 256, "float16")),
+        (matmul, (72, 300, "float32")),
+        *((make, shape) for make in (attention_weights, memory_update) for shape in _SHAPES),
+        *((attention, (*sizes, 128, chunk)) for *sizes, chunk in _SHAPES),
+        (memory_overlap, (2, 64, 256)),
+    ],
+)
+def test_kernels_of_prefill(make, arguments: tuple, dtype: str) -> None:
+    """They multiply with cooperative matrices, in modules that spirv-val takes."""
+    if make is matmul:
+        inputs, outputs, out_dtype = arguments
+        function = matmul(inputs, outputs, dtype, out_dtype, TARGET.unit)
+    elif make is memory_overlap:
+        function = memory_overlap(*arguments, dtype, TARGET.unit)
+    else:
+        function = make(*arguments, 2, dtype, TARGET.unit)
+    kernels = _compiled(function)
+    assert all(kernel.cooperative_matrix for kernel in kernels)
+    validate(*kernels)
+
+
 def test_needs_the_feature() -> None:
     tile = CooperativeTile("float16", 32, 64, 1, 1, False, 1, 16)
     target = VulkanTarget("test", 1024, 49152, 256, subgroup=32)
@@ -119,7 +139,7 @@ def test_needs_the_feature() -> None:
 
 
 def test_products_of_a_device() -> None:
-    ours: dict[str, object] = {
+    ours: dict[str, Any] = {
         "m": 16, "n": 16, "k": 16, "a": "float16", "b": "float16", "c": "float32",
         "result": "float32", "scope": "subgroup", "saturating": False,
     }  # fmt: skip
