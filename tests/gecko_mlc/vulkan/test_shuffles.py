@@ -76,6 +76,12 @@ def test_a_subgroup_of_a_warp_shuffles(name, dtype):
     np.testing.assert_array_equal(np.frombuffer(b, dtype), a[SOURCES[name][1]] + a)
 
 
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_subgroup_of_two_warps_is_valid(name):
+    kernel = compiled(shuffler(name, "float32"), subgroup=64).kernel
+    assert kernel.subgroup == 64 and kernel.shared == 0
+
+
 def wide_reduction(rounds: int):
     """An odd number of exchanges in each turn of a loop, then some under a uniform condition."""
 
