@@ -98,6 +98,7 @@ def _matmul(inputs: int, outputs: int, dtype: str, out_dtype: str, large, small)
             by_large(A, W, Y, arena, m, number, tx)
 
     compute = by_large if small == large else either
+    roomier = max(large, small, key=lambda tile: tile.shared_bytes)
 
     @T.prim_func(private=True)
     def matmul(a: T.handle, w: T.handle, y: T.handle):
@@ -109,7 +110,7 @@ def _matmul(inputs: int, outputs: int, dtype: str, out_dtype: str, large, small)
         T.device_entry()
         number = T.cta_id([T.Select(m <= small.rows, tiles(small, m), tiles(large, m))])
         tx = T.thread_id([large.threads])
-        arena = large.arena()
+        arena = roomier.arena()
         compute(A, W, Y, arena, m, number, tx)
 
     return matmul

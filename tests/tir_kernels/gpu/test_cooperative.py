@@ -11,6 +11,7 @@ from tvm.script import tirx as T
 
 from gpu.gpu_runner import GpuKernel
 from tir_kernels.gpu.cooperative import CooperativeTile, cooperative_tile
+from tir_kernels.gpu.matmul import matmul
 from tir_kernels.gpu.tensor_core import both
 from tir_kernels.gpu.unit import GpuUnit
 
@@ -110,6 +111,21 @@ def test_tile_of_unit(rows: int, columns: int, threads: int, shared: int, by_dep
     tile = cooperative_tile(unit, "float16", rows, columns, by_depth)
     assert (tile.rows, tile.columns, tile.right_by_depth) == (rows, columns, by_depth)
     assert tile.threads <= threads and tile.shared_bytes <= shared
+
+
+@pytest.mark.parametrize("threads, shared", [(256, 32 << 10), (128, 48 << 10)])
+def test_matmul_of_unit(threads: int, shared: int) -> None:
+    """Both tiles of a product within small limits: the small one may take more memory."""
+    inputs, outputs, rows = 136, 200, (40, 70)
+    kernel = GpuKernel(
+        matmul(inputs, outputs, "float16", "float32", GpuUnit("cooperative", threads, shared))
+    )
+    rng = np.random.default_rng(threads)
+    w = rng.standard_normal((outputs, inputs)).astype(np.float16)
+    for m in rows:
+        a = rng.standard_normal((m, inputs)).astype(np.float16)
+        y = kernel(a, w, np.full((m, outputs), np.nan, np.float32))
+        assert_near(y, a.astype(np.float64) @ w.astype(np.float64).T, 1e-6)
 
 
 def test_no_room() -> None:
