@@ -26,7 +26,8 @@ from . import (
     slots,
     timestep_norm,
 )
-from .attention import decode, prefill
+from .attention import combine, decode, prefill
+from .attention.shares import Shares
 from .sm90 import attention as sm90_attention
 from .sm90 import matmul as sm90_matmul
 
@@ -227,7 +228,7 @@ class GpuKernels:
     def attention_partials(self, batch: int) -> tuple[list[int], list[int]]:
         """Shapes of the partial results of ``attention_step``, and of their scales."""
         c = self.config
-        rows = decode.attention_splits(batch, c.num_heads, c.chunk_size, self.unit) + 1
+        rows = Shares(batch, *self._heads, c.chunk_size, self.dtype, self.unit).rows
         return [batch, c.num_heads, rows, c.v_head_dim], [batch, c.num_heads, rows, 2]
 
     def attention_step(self, batch: int):
@@ -246,7 +247,7 @@ class GpuKernels:
 
     def attention_combine(self, batch: int):
         c = self.config
-        return decode.attention_combine(
+        return combine.attention_combine(
             batch, *self._heads, c.model_dim, c.chunk_size, self.dtype, self.unit
         )
 

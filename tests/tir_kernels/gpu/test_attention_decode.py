@@ -19,7 +19,9 @@ from kernel_runner import DTYPES, poisoned
 from gpu.gpu_runner import GpuKernel
 from gpu.gpu_shapes import SHAPES
 from gpu.gpu_units import LARGE, LEAST
-from tir_kernels.gpu.attention.decode import attention_combine, attention_splits, attention_step
+from tir_kernels.gpu.attention.combine import attention_combine
+from tir_kernels.gpu.attention.decode import attention_step
+from tir_kernels.gpu.attention.shares import Shares
 from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
 IDLE = -1
@@ -31,7 +33,7 @@ class Decode:
     def __init__(self, shape: Shape, batch: int, unit: GpuUnit) -> None:
         sizes = shape.heads, shape.z_head, shape.v_head
         self.shape, self.batch = shape, batch
-        self.rows = attention_splits(batch, shape.heads, shape.chunk, unit) + 1
+        self.rows = Shares(batch, *sizes, shape.chunk, shape.dtype, unit).rows
         self.step = GpuKernel(
             attention_step(
                 batch, *sizes, shape.rope_heads, shape.model_dim, shape.chunk, EPS, LAYERS,

@@ -8,7 +8,6 @@ it, its value and its memory key into the rings. A second kernel joins the share
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 from tvm.script import tirx as T
 
@@ -19,97 +18,12 @@ from ..reduce import WARP, by_warps, cta_reduce, warp_reduce
 from ..unit import GpuUnit
 from ..vectors import Vectors, vector_width
 from ..weighted_rows import WeightedRows
+from .shares import MEMORY, NOTHING, Shares
 
 _THREADS = 256
-_MULTIPROCESSORS = 132  # of an H200
-_MIN_SPLITS = 2
-_MAX_KEYS = 4096  # of one CTA
-_KEY_SHARE = 4  # of shared memory at most one part in so many is for scores of keys
-_MIN_KEYS = 8  # of one CTA, unless the head has fewer
-_AHEAD = 16  # keys, and accesses to values, that a thread of the only CTA has on their way
 # Sequences from which on the CTAs begin together, after the kernel before: as they drift apart, the
 # heads of a sequence no longer read neighbouring bytes at a time, and memory is a sixth slower.
 _TOGETHER = 32
-
-# What a row of partial results is, from the sum of its exponentials.
-_NOTHING, _MEMORY = 0.0, -1.0
-
-
-class _Plan(NamedTuple):
-    splits: int  # CTAs of a head
-    resident: int  # CTAs of a multiprocessor
-    ahead: int
-
-
-def _plan(batch: int, heads: int, chunk: int, unit: GpuUnit) -> _Plan:
-    """One CTA with a deep queue on each multiprocessor for a single sequence (of the 7B model:
-    four heads); else two, the one reading while the other begins or ends."""
-    resident = 1 if batch * heads <= 4 else 2
-    fill = _MULTIPROCESSORS * resident // (batch * heads)
-    keys = min(_MAX_KEYS, unit.shared // (4 * _KEY_SHARE))
-    splits = max(fill, _MIN_SPLITS, -(-2 * chunk // keys))
-    return _Plan(splits, resident, _AHEAD // resident)
-
-
-def attention_splits(batch: int, heads: int, chunk: int, unit: GpuUnit) -> int:
-    """CTAs of a head; partial results have one row more."""
-    return _plan(batch, heads, chunk, unit).splits
-
-
-class _Shares:
-    """How the CTAs of a head divide its keys and the rows of its memory.
-
-    Positions are counted from 0; ``split`` is the CTA's number.
-    """
-
-    def __init__(self, z_head: int, v_head: int, chunk: int, ring_bytes: int, splits: int):
-        self.z_head, self.chunk, self.splits = z_head, chunk, splits
-        self.key_bytes = (z_head + v_head) * ring_bytes
-        self.row_bytes = v_head * 4
-
-    @property
-    def max_keys(self) -> int:
-        everything = 2 * self.chunk * self.key_bytes + self.z_head * self.row_bytes
-        return max(-(-everything // self.splits) // self.key_bytes, _MIN_KEYS) + 1
-
-    @property
-    def max_rows(self) -> int:
-        return self.z_head
-
-    def previous(self, position):
-        """Visible keys of the previous chunk."""
-        return T.Select(position >= self.chunk, self.chunk, 0)
-
-    def visible(self, position):
-        return self.previous(position) + T.truncmod(position, self.chunk) + 1
-
-    def kept(self, position):
-        """Rows of the memory: nothing is kept before the third chunk."""
-        return T.Select(position >= 2 * self.chunk, self.z_head, 0)
-
-    def bytes(self, position):
-        """One CTA's share."""
-        everything = self.visible(position) * self.key_bytes + self.kept(position) * self.row_bytes
-        return T.max(
-            T.truncdiv(everything + self.splits - 1, self.splits), _MIN_KEYS * self.key_bytes
-        )
-
-    def first_key(self, position, share, split):
-        keys = T.truncdiv(split * share + self.key_bytes - 1, self.key_bytes)
-        return T.min(keys, self.visible(position))
-
-    def first_row(self, position, share, split):
-        ahead = T.max(split * share - self.visible(position) * self.key_bytes, 0)
-        return T.min(T.truncdiv(ahead + self.row_bytes - 1, self.row_bytes), self.kept(position))
-
-    def ring_start(self, position):
-        """The ring's row of the first visible key."""
-        second = T.truncmod(position, 2 * self.chunk) < self.chunk
-        return T.Select(T.And(position >= self.chunk, second), self.chunk, 0)
-
-    def ring_row(self, start, key):
-        row = start + key
-        return T.Select(row >= 2 * self.chunk, row - 2 * self.chunk, row)
 
 
 @functools.cache
@@ -129,18 +43,18 @@ def attention_step(
     """Each row's shares of attention and of the memory read; k, ak and v into the rings.
 
     ``projected`` [B, S+E+D] holds z in its first S columns, v [B, E] is done. R being
-    ``attention_splits`` + 1, ``scale`` [B, H, R, 2] says what a row of ``partial`` [B, H, R, vh]
+    ``Shares.rows``, ``scale`` [B, H, R, 2] says what a row of ``partial`` [B, H, R, vh]
     is: (largest score, sum of exponentials) of weighted values, (0, -1) of what the memory gives,
     or (0, 0) where there is nothing. On dependent launches see ``DependentLaunch``; rings and
     positions must not have been written since the last plain one.
     """
-    splits, resident, ahead = _plan(batch, heads, chunk, unit)
+    shares = Shares(batch, heads, z_head, v_head, chunk, dtype, unit)
+    splits, ahead = shares.splits, shares.ahead
     threads = unit.cta(_THREADS)
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
     angles = 2 * ((z_head + 1) // 2)
     launch = DependentLaunch(unit.dependent_launch and batch < _TOGETHER)
-    shares = _Shares(z_head, v_head, chunk, 16 // vector_width(dtype), splits)
     layout = head_lanes(z_head, dtype)
     lanes, held, slices, width = layout.lanes, layout.held, layout.slices, layout.width
     transform = HeadTransform(layout, heads, rope_heads, eps)
@@ -399,7 +313,7 @@ def attention_step(
         T.tvm_storage_sync("shared")
         memory_rows.add(operands, MRing, Features, rows, Sums, tx)
         memory_rows.store(Sums, Joined, Out, row, tx)
-        mark(Scale, row, f32(0.0), f32(_MEMORY), tx)
+        mark(Scale, row, f32(0.0), f32(MEMORY), tx)
 
     @T.inline
     def one_share(buffers, Position, Out, Scale, layer, slot, b, head, split, tx):
@@ -423,9 +337,9 @@ def attention_step(
         else:
             launch.wait()
             if keys == 0:
-                mark(Scale, row + split, f32(0.0), f32(_NOTHING), tx)
+                mark(Scale, row + split, f32(0.0), f32(NOTHING), tx)
             elif shares.first_key(position, share, split + 1) == shares.visible(position):
-                mark(Scale, row + splits, f32(0.0), f32(_NOTHING), tx)
+                mark(Scale, row + splits, f32(0.0), f32(NOTHING), tx)
 
     @T.prim_func(private=True)
     def attention_step(
@@ -460,7 +374,7 @@ def attention_step(
         Partial = T.match_buffer(partial, (batch, heads, splits + 1, v_head), "float32")
         Scale = T.match_buffer(scale, (batch, heads, splits + 1, 2), "float32")
         T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": resident})
+        T.attr({"tirx.launch_bounds_min_blocks_per_sm": shares.resident})
         split, head, b = T.cta_id([splits, heads, batch])
         tx = T.thread_id([threads])
         Rope = T.decl_buffer((2 * chunk, angles), "float32", data=Table.data)
@@ -484,106 +398,3 @@ def attention_step(
             launch.wait()
 
     return attention_step
-
-
-@functools.cache
-def attention_combine(
-    batch: int,
-    heads: int,
-    z_head: int,
-    v_head: int,
-    model_dim: int,
-    chunk: int,
-    dtype: str,
-    unit: GpuUnit,
-):
-    """gated [B, E] = r * attention + memory read, from the shares of ``attention_step``.
-
-    r is ``projected`` [B, S+E+D] from column S on. What an idle row gets means nothing.
-    """
-    launch = DependentLaunch(unit.dependent_launch)
-    rows = attention_splits(batch, heads, chunk, unit) + 1
-    z_dim, value_dim = heads * z_head, heads * v_head
-    columns = z_dim + value_dim + model_dim
-    width = vector_width("float32", v_head, z_dim, columns)
-    vectors = Vectors(width, "float32")
-    warps = min(unit.cta(_THREADS) // WARP, rows)
-    rounds = -(-rows // warps)
-    tile = WARP * width
-    highest_of, total_of = warp_reduce(largest, WARP), warp_reduce(total, WARP)
-
-    def share_of(tx, i: int):
-        """A warp's share ``i``, the last one if there is no such share."""
-        return T.min(tx // WARP + i * warps, rows - 1)
-
-    @T.inline
-    def levels(Scale, b, head, highest, sum_exp, tx):
-        """The largest score, and the sum of exponentials against it."""
-        highest[0] = T.min_value("float32")
-        for i in T.unroll(-(-rows // WARP)):
-            share = T.meta_var(tx % WARP + i * WARP)
-            if share < rows and Scale[b, head, T.min(share, rows - 1), 1] > f32(0.0):
-                highest[0] = T.max(highest[0], Scale[b, head, T.min(share, rows - 1), 0])
-        highest_of(highest)
-        sum_exp[0] = f32(0.0)
-        for i in T.unroll(-(-rows // WARP)):
-            share = T.meta_var(tx % WARP + i * WARP)
-            if share < rows and Scale[b, head, T.min(share, rows - 1), 1] > f32(0.0):
-                sum_exp[0] = sum_exp[0] + Scale[b, head, T.min(share, rows - 1), 1] * T.exp(
-                    Scale[b, head, T.min(share, rows - 1), 0] - highest[0]
-                )
-        total_of(sum_exp)
-
-    @T.prim_func(private=True)
-    def attention_combine(partial: T.handle, scale: T.handle, projected: T.handle, gated: T.handle):
-        T.func_attr(launch.attributes)
-        Partial = T.match_buffer(partial, (batch, heads, rows, v_head), "float32")
-        Scale = T.match_buffer(scale, (batch, heads, rows, 2), "float32")
-        Projected = T.match_buffer(projected, (batch, columns), "float32")
-        Gated = T.match_buffer(gated, (batch, value_dim), dtype)
-        T.device_entry()
-        part, head, b = T.cta_id([-(-v_head // tile), heads, batch])
-        tx = T.thread_id([WARP * warps])
-        Attended = T.alloc_shared((warps, tile), "float32")
-        Read = T.alloc_shared((warps, tile), "float32")
-        highest = T.alloc_local((1,), "float32")
-        sum_exp = T.alloc_local((1,), "float32")
-        attended = T.alloc_local((width,), "float32")
-        read = T.alloc_local((width,), "float32")
-        shares = T.alloc_local((rounds * width,), "float32")
-        row = T.alloc_local((width,), "float32")
-        out = T.alloc_local((width,), dtype)
-        lane = T.meta_var(tx % WARP)
-        column = T.meta_var(T.min(part * tile + lane * width, v_head - width))
-        launch.wait()
-        for i in T.unroll(rounds):
-            for j in T.vectorized(width):
-                shares[i * width + j] = Partial[b, head, share_of(tx, i), column + j]
-        levels(Scale, b, head, highest, sum_exp, tx)
-        for j in T.unroll(width):
-            attended[j] = f32(0.0)
-            read[j] = f32(0.0)
-        for i in T.unroll(rounds):
-            if tx // WARP + i * warps < rows:
-                if Scale[b, head, share_of(tx, i), 1] > f32(0.0):
-                    weight: T.let = T.exp(Scale[b, head, share_of(tx, i), 0] - highest[0])
-                    for j in T.unroll(width):
-                        attended[j] = attended[j] + weight * shares[i * width + j]
-                if Scale[b, head, share_of(tx, i), 1] < f32(0.0):
-                    for j in T.unroll(width):
-                        read[j] = read[j] + shares[i * width + j]
-        for j in T.vectorized(width):
-            Attended[tx // WARP, lane * width + j] = attended[j]
-        for j in T.vectorized(width):
-            Read[tx // WARP, lane * width + j] = read[j]
-        T.tvm_storage_sync("shared")
-        if tx < WARP and part * tile + lane * width < v_head:
-            vectors.load_row(row, 0, Projected, b, z_dim + head * v_head + column)
-            for j in T.unroll(width):
-                attended[j] = total([Attended[w, lane * width + j] for w in range(warps)])
-                read[j] = total([Read[w, lane * width + j] for w in range(warps)])
-                out[j] = T.Cast(dtype, attended[j] / sum_exp[0] * row[j] + read[j])
-            for j in T.vectorized(width):
-                Gated[b, head * v_head + column + j] = out[j]
-
-    return attention_combine
