@@ -159,9 +159,11 @@ class Exchanges:
 
     def _loop(self, node: tirx.For) -> tirx.Stmt:
         before, (first, extent) = self._expressions([node.min, node.extent])
+        entry = self._read
         if self._needed(node.body):
             self._read = self._areas  # as an earlier iteration may have left it
         body = self._under([first, extent], node.body)
+        self._read |= entry  # where there is no iteration
         loop = tirx.For(
             node.loop_var,
             first,

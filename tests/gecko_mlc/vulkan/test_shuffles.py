@@ -9,7 +9,9 @@ import struct
 
 import numpy as np
 import pytest
-from small_kernels import compiled
+import tvm
+import tvm_ffi
+from small_kernels import compiled, lowered, vulkan_target
 from spirv_device import Memory, Shader
 from tvm.script import tirx as T
 
@@ -128,6 +130,30 @@ def test_exchanges_in_loops_and_branches(n, subgroup, limit):
         v = np.maximum(v, v[SOURCE_UP]) if n == 3 else np.minimum(v, v[SOURCE_DOWN])
         v = v - v[FIRST + (LANE + 7) % 32]
         np.testing.assert_allclose(b, v, rtol=1e-5, atol=1e-5)
+
+
+def test_a_barrier_that_may_be_skipped_does_not_separate_exchanges():
+    """The second exchange must not reuse memory of the first while others still load from it; which
+    threads do is up to the device, so this looks at the lowered kernel.
+    """
+
+    @T.prim_func(private=True)
+    def twice(A: T.Buffer((THREADS,), "float32"), n: T.int32):
+        T.device_entry()
+        _group = T.cta_id([1])
+        tx = T.thread_id([THREADS])
+        v = T.alloc_local((1,), "float32")
+        v[0] = SOURCES["xor 31"][0](A[tx])
+        for _turn in range(n):
+            T.tvm_storage_sync("shared")
+        A[tx] = SOURCES["up 3"][0](v[0] * T.float32(3))
+
+    module = tvm.IRModule({"twice": twice.with_attr("global_symbol", "twice")})
+    (kernel,) = lowered(module, vulkan_target(subgroup=1))
+    stores = []
+    tvm_ffi.structural_walk(kernel.body, (tvm.tirx.BufferStore, lambda store: stores.append(store)))
+    first, second = (store.indices[0] for store in stores if store.buffer.name == "exchanged")
+    assert not tvm_ffi.structural_equal(first, second)
 
 
 SOURCE_UP = FIRST + np.maximum(LANE - 1, 0)
