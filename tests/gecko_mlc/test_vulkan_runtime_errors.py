@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,17 +30,7 @@ MANIFESTS = Path("/usr/share/vulkan/icd.d")
 
 
 def run(program: str, **variables: str) -> str:
-    """What a program prints in a process of its own, after PRELUDE, with variables set."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **variables}
-    done = subprocess.run(
-        [sys.executable, "-c", PRELUDE + program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return vulkan_kernels.run_program(PRELUDE + program, **variables)
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -69,10 +66,8 @@ def test_the_wrong_device(tmp_path):
         "try: Library(sys.argv[1], 'cpu')\n"
         "except LibraryError as error: print(error)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program, str(path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert "is compiled for a GPU: wanted device vulkan" in done.stdout
+    printed = vulkan_kernels.run_program(program, str(path))
+    assert "is compiled for a GPU: wanted device vulkan" in printed
 
 
 def test_a_device_that_is_not_there(tmp_path):
@@ -90,11 +85,9 @@ def test_a_tvm_with_vulkan_keeps_its_own():
         "try: vulkan.describe()\n"
         "except vulkan.VulkanError as error: print(error)"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", program]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[0] == "False"
-    assert "this TVM was built with Vulkan" in done.stdout
+    loaded, message = vulkan_kernels.run_program(program).splitlines()
+    assert loaded == "False"
+    assert "this TVM was built with Vulkan" in message
 
 
 def test_an_installation_without_vulkan_says_so(monkeypatch):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,6 +152,20 @@ def load(data: bytes):
 def address(tensor) -> ctypes.c_void_p:
     """A tensor as host code gives it to a kernel."""
     return ctypes.c_void_p(tensor.data_ptr())
+
+
+def run_program(program: str, *arguments: str, **variables: str) -> str:
+    """What a Python program prints in a process with TVM's runtime alone, and these variables."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TVM_USE_RUNTIME_LIB": "1",
+        **variables,
+    }
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def validated(folder: Path) -> tuple[dict[str, str], Path]:

@@ -26,7 +26,8 @@ class Capture {
   Recording& recording_;
 };
 
-// Record one command where this thread's commands for the device go. ``record`` takes the Recording.
+// Record one command where this thread's commands for the device go: ``record`` takes the
+// Recording.
 template <typename Record>
 void Command(Device& device, Record&& record) {
   std::lock_guard lock(device.mutex());

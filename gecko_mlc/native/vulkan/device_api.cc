@@ -1,4 +1,4 @@
-// Vulkan as a device of TVM: device_api.vulkan. What TVM calls a data pointer is the device address.
+// Vulkan as a device of TVM: device_api.vulkan. TVM's data pointers are device addresses.
 
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/reflection/registry.h>

@@ -41,7 +41,8 @@ class Block {
   FreeList& free_list() { return *free_list_; }
   const FreeList& free_list() const { return *free_list_; }
   bool Holds(uint64_t address, uint64_t size) const {
-    return address >= address_ && address - address_ <= size_ && size <= size_ - (address - address_);
+    uint64_t offset = address - address_;
+    return address >= address_ && offset <= size_ && size <= size_ - offset;
   }
   Place At(uint64_t address) const { return {buffer_, address - address_}; }
   // Where the host finds ``address``; staging and arguments only.

@@ -164,9 +164,9 @@ class VulkanModule final : public ffi::ModuleObj {
 }  // namespace
 
 TVM_FFI_STATIC_INIT_BLOCK() {
-  ffi::reflection::GlobalDef().def("ffi.Module.load_from_bytes.vulkan", [](const ffi::Bytes& bytes) {
-    return ffi::Module(ffi::make_object<VulkanModule>(bytes));
-  });
+  ffi::reflection::GlobalDef().def(
+      "ffi.Module.load_from_bytes.vulkan",
+      [](const ffi::Bytes& bytes) { return ffi::Module(ffi::make_object<VulkanModule>(bytes)); });
 }
 
 }  // namespace gecko_mlc::vulkan

@@ -30,7 +30,8 @@ class Timestamp {
         << "a time inside a graph: it would be written each time the graph runs";
     std::lock_guard lock(device_->mutex());
     query_ = device_->queries().Take();
-    Command(*device_, [&](Recording& recording) { recording.Timestamp(query_.pool, query_.index); });
+    Command(*device_,
+            [&](Recording& recording) { recording.Timestamp(query_.pool, query_.index); });
   }
 
   ~Timestamp() {
