@@ -67,9 +67,11 @@ def test_fresh_memory_is_nan() -> None:
         ("thread int a[4] = {}; a[x[i]] = 1; y[i] = a[0];", "index out of bounds"),
         ("threadgroup uint a[63];\na[i] = 1;", "of an array in threadgroup memory"),
         (
-            "threadgroup uint a[64];\n*(threadgroup uint4*)(a + 4 * i) = uint4(1u);",
+            "threadgroup uint4 a[16];\n"
+            "*(threadgroup uint4*)(((threadgroup uint*)a) + 4 * i) = uint4(1u);",
             "of an array in threadgroup memory",
         ),
+        ("threadgroup uint a[64];\n*(threadgroup uint4*)(a + 0) = uint4(1u);", "misaligned"),
         ("*(device uint4*)(y + 4 * (i % 2) + 1) = uint4(1u);", "misaligned"),
         ("int zero = 0 * int(x[1]); y[i] = int(x[0]) / zero;", "integer division by zero"),
         (f"if (i < 63) {BARRIER}", "deadlock: of 64 threads 1 have ended, 63 wait at a barrier"),

@@ -106,22 +106,32 @@ def _arguments(kernel: str, text: str) -> tuple[int, list[str]]:
 
 
 def _place_arrays(kernel: str, body: str) -> tuple[str, int]:
-    """Arrays in threadgroup memory get their places there; the bytes they take."""
-    taken = 0
+    """Arrays in threadgroup memory get their places there; the bytes they take.
+
+    An array is aligned for its elements and for nothing larger, as far as MSL promises.
+    """
+    taken = wanted = 0
+    names = []
 
     def place(array: re.Match[str]) -> str:
-        nonlocal taken
+        nonlocal taken, wanted
         indentation, element, name, count = array.groups()
-        start = -(-taken // 16) * 16
-        taken = start + _SIZES[element] * int(count)
+        names.append(name)
+        alignment, size = _SIZES[element], _SIZES[element] * int(count)
+        wanted = -(-wanted // alignment) * alignment + size
+        start = -(-taken // alignment) * alignment
+        start += alignment if start % (2 * alignment) == 0 else 0
+        taken = start + size
         kind = f"emulator::ThreadgroupArray<{element}, {count}>"
         return f"{indentation}const {kind} {name}({start});"
 
     body = _ARRAY.sub(place, body)
-    if taken > _MAX_THREADGROUP_MEMORY:
+    if wanted > _MAX_THREADGROUP_MEMORY:
         raise MetalError(
-            f"{kernel}: {taken} bytes of threadgroup memory, Metal has {_MAX_THREADGROUP_MEMORY}"
+            f"{kernel}: {wanted} bytes of threadgroup memory, Metal has {_MAX_THREADGROUP_MEMORY}"
         )
+    for name in names:
+        body = re.sub(rf"\(threadgroup (\w+)\*\){name}\b", rf"{name}.as<\1>()", body)
     return body, taken
 
 

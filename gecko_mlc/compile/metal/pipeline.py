@@ -13,6 +13,7 @@ from gecko_mlc.compile.metal.limits import check_limits
 from gecko_mlc.compile.metal.literals import exact_literals
 from gecko_mlc.compile.metal.names import rename_reserved
 from gecko_mlc.compile.metal.registers import scalar_registers
+from gecko_mlc.compile.metal.shared import align_threadgroup_memory
 from gecko_mlc.compile.portable.pipeline import portable_pipeline
 
 PIPELINE = "gecko_mlc.metal"
@@ -35,6 +36,7 @@ def metal_pipeline():
                 bfloat16_as_bits,
                 replace_functions,
                 scalar_registers,
+                align_threadgroup_memory,
                 show_alignment,
                 exact_literals,
                 rename_reserved,

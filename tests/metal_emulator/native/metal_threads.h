@@ -32,6 +32,14 @@ class ThreadgroupArray {
  public:
   explicit ThreadgroupArray(ulong offset)
       : elements_(reinterpret_cast<T*>(threadgroup_memory() + offset)) {}
+  explicit ThreadgroupArray(T* elements) : elements_(elements) {}
+
+  // The same memory as an array of another type: what a cast of its address gives.
+  template <class Other>
+  auto as() const {
+    return ThreadgroupArray<Other, N * sizeof(T) / sizeof(Other)>(
+        reinterpret_cast<Other*>(elements_));
+  }
 
   T& operator[](long i) const { return *address<T>(i); }
 

@@ -22,8 +22,6 @@ namespace {
 
 namespace ffi = tvm::ffi;
 
-constexpr size_t kMaxThreadgroupMemory = 32 << 10;
-
 std::atomic<Order> order{Order::kForward};
 std::mutex launching;
 std::set<std::string> launched;
@@ -47,8 +45,6 @@ class Function {
     const unsigned wanted = buffers_ + !types_.empty();
     TVM_FFI_CHECK(description->buffers == wanted, ValueError)
         << name_ << " has " << description->buffers << " buffers, launched with " << wanted;
-    TVM_FFI_CHECK(description->threadgroup_bytes <= kMaxThreadgroupMemory, ValueError)
-        << name_ << " takes " << description->threadgroup_bytes << " bytes of threadgroup memory";
   }
 
   void operator()(ffi::PackedArgs arguments, ffi::Any*) const {
