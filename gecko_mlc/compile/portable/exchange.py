@@ -111,6 +111,8 @@ class Exchanges:
                 self._uniformity.depends(node.var, [node.value])
             case tirx.BufferStore() if node.buffer.ty.storage_scope == "local":
                 self._uniformity.depends(node.buffer, [node.value, *node.indices, *conditions])
+            case tirx.DeclBuffer() if node.buffer.ty.storage_scope == "local":
+                self._uniformity.same(node.buffer, node.data)
             case tirx.AllocBuffer() if node.buffer.ty.storage_scope.startswith("shared"):
                 self._shared += _bytes(node.buffer.ty)
 
@@ -162,7 +164,7 @@ class Exchanges:
         entry = self._read
         if self._needed(node.body):
             self._read = self._areas  # as an earlier iteration may have left it
-        body = self._under([first, extent], node.body)
+        body = self._under([node.min, node.extent], node.body)
         self._read |= entry  # where there is no iteration
         loop = tirx.For(
             node.loop_var,
@@ -179,15 +181,16 @@ class Exchanges:
     def _branch(self, node: tirx.IfThenElse) -> tirx.Stmt:
         before, (condition,) = self._expressions([node.condition])
         entry = self._read
-        then_case = self._under([condition], node.then_case)
+        then_case = self._under([node.condition], node.then_case)
         after_then, self._read = self._read, entry
         else_case = None
         if node.else_case is not None:
-            else_case = self._under([condition], node.else_case)
+            else_case = self._under([node.condition], node.else_case)
         self._read |= after_then
         return tirx.stmt_seq(*before, tirx.IfThenElse(condition, then_case, else_case))
 
     def _under(self, conditions: list, node: tirx.Stmt) -> tirx.Stmt:
+        """``node`` below conditions, as the kernel has them: Uniformity knows no exchanges."""
         self._conditions.extend(conditions)
         result = self._statement(node)
         del self._conditions[-len(conditions) :]

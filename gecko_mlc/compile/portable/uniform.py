@@ -33,6 +33,11 @@ class Uniformity:
         """``variable``, a scalar or a register array, takes its value from ``expressions``."""
         self._sources.setdefault(variable, []).extend(expressions)
 
+    def same(self, view: tirx.Var, data) -> None:
+        """``view`` is another name for registers, those of the buffer in ``data``."""
+        self.depends(view, [data])
+        tvm_ffi.structural_walk(data, (tirx.Var, lambda buffer: self.depends(buffer, [view])))
+
     def is_uniform(self, expressions: Iterable) -> bool:
         """Whether all threads of a CTA find the same values in ``expressions``."""
         pending, seen = list(expressions), set()

@@ -184,6 +184,35 @@ def test_an_exchange_where_only_some_threads_come_is_refused():
     assert compiled(divergent(SOURCES["xor 1"][0]), subgroup=8).kernel.subgroup == 8
 
 
+def test_an_exchanged_value_differs_between_threads():
+    @T.prim_func(private=True)
+    def some(A: T.Buffer((THREADS,), "float32")):
+        T.device_entry()
+        _group = T.cta_id([1])
+        tx = T.thread_id([THREADS])
+        if SOURCES["up 3"][0](A[tx]) > T.float32(0):
+            A[tx] = SOURCES["xor 31"][0](A[tx])
+
+    with pytest.raises(CompileError, match="where only some threads of the CTA come"):
+        compiled(some, subgroup=8)
+
+
+def test_registers_by_another_name_differ_too():
+    @T.prim_func(private=True)
+    def some(A: T.Buffer((THREADS,), "float32")):
+        T.device_entry()
+        _group = T.cta_id([1])
+        tx = T.thread_id([THREADS])
+        one = T.alloc_local((2,), "int32")
+        other = T.decl_buffer((2,), "int32", data=one.data, scope="local")
+        other[0] = tx
+        if one[0] > 5:
+            A[tx] = SOURCES["xor 31"][0](A[tx])
+
+    with pytest.raises(CompileError, match="where only some threads of the CTA come"):
+        compiled(some, subgroup=8)
+
+
 def test_an_exchange_in_a_conditional_expression_is_refused():
     @T.prim_func(private=True)
     def some(A: T.Buffer((THREADS,), "float32"), n: T.int32):
