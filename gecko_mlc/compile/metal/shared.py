@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import TensorLoad
+from tvm.ir import Call, Op, TensorLoad
 
 from gecko_mlc.compile.metal.limits import LANES
+
+_DATA = Op.get("tirx.buffer_data")
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="gecko_mlc.align_threadgroup_memory")
@@ -16,6 +18,7 @@ def align_threadgroup_memory(function: tirx.PrimFunc, _mod, _context) -> tirx.Pr
     An array of scalars is aligned for a scalar alone, and TVM would print vector accesses to it.
     """
     wide: set[tirx.Var] = set()
+    whole: dict[tirx.Var, tirx.Var] = {}  # what a view is a view of
 
     def load(access: TensorLoad) -> None:
         if access.ty.dtype.lanes > 1:
@@ -24,6 +27,10 @@ def align_threadgroup_memory(function: tirx.PrimFunc, _mod, _context) -> tirx.Pr
     def store(access: tirx.BufferStore) -> None:
         if access.value.ty.dtype.lanes > 1:
             wide.add(access.buffer)
+
+    def view(statement: tirx.DeclBuffer) -> None:
+        if isinstance(statement.data, Call) and statement.data.op.same_as(_DATA):
+            whole[statement.buffer] = statement.data.args[0]
 
     def allocate(statement: tirx.AllocBuffer) -> tirx.Stmt:
         array = statement.buffer
@@ -38,5 +45,11 @@ def align_threadgroup_memory(function: tirx.PrimFunc, _mod, _context) -> tirx.Pr
             tirx.AllocBuffer(vectors), tirx.DeclBuffer(array, data=tirx.buffer_data(vectors))
         )
 
-    tvm_ffi.structural_walk(function.body, [(TensorLoad, load), (tirx.BufferStore, store)])
+    tvm_ffi.structural_walk(
+        function.body, [(TensorLoad, load), (tirx.BufferStore, store), (tirx.DeclBuffer, view)]
+    )
+    for array in list(wide):
+        while array in whole:
+            array = whole[array]
+            wide.add(array)
     return function.with_body(tvm_ffi.structural_map(function.body, (tirx.AllocBuffer, allocate)))
