@@ -12,12 +12,13 @@ class WeightedRows:
     """sums = weights[r] * rows[r], added up over r; rows of ``columns`` elements of ``dtype``.
 
     Threads side by side take the vectors of a row; where a row has fewer vectors than the CTA has
-    threads, ``groups`` of threads take rows in turn. A thread has ``accesses`` on their way.
+    threads, ``groups`` of threads take rows in turn. A thread has ``accesses`` on their way, or all
+    of its part of the ``most`` rows that there can be.
     ``element(operands, row, column)`` is a buffer and the indices of an element in it; it may be
     asked for rows behind the last.
     """
 
-    def __init__(self, columns: int, dtype: str, threads: int, accesses: int, element):
+    def __init__(self, columns: int, dtype: str, threads: int, accesses: int, most: int, element):
         self.columns, self.threads = columns, threads
         self.width = width = vector_width(dtype, columns)
         narrow = vector_width("float32", width)
@@ -25,7 +26,7 @@ class WeightedRows:
         self.groups = groups = max(1, threads // vectors)
         # Vectors of one thread, and rows that it has on their way.
         self.rounds = rounds = -(-vectors // threads)
-        ahead = max(1, accesses // rounds)
+        ahead = max(1, min(accesses // rounds, -(-most // groups)))
         self.sums = rounds * width
         self.ring = ahead * rounds * width
         self.step = step = ahead * groups

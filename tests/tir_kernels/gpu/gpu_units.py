@@ -13,13 +13,15 @@ LARGE = GpuUnit(None, threads=1024, shared=48 * 1024)
 
 COOPERATIVE = GpuUnit("cooperative", threads=1024, shared=48 * 1024)
 
-UNITS = {"sm_80": SM80, "least": LEAST, "large": LARGE, "cooperative": COOPERATIVE}
+FEW = {"sm_80": SM80, "least": LEAST}
+UNITS = {**FEW, "large": LARGE, "cooperative": COOPERATIVE}
 
 
-def with_units(cases: dict, units: dict[str, GpuUnit] = UNITS) -> list:
-    """Parameters (case, unit): each of ``cases`` with each of ``units``."""
+def with_units(cases: dict, on_few: tuple[str, ...] = ()) -> list:
+    """Parameters (case, unit): each of ``cases`` with every unit; with few of them those cases
+    whose kernels use no tensor cores anywhere, and so are the same on all larger units."""
     return [
         pytest.param((case, unit), id=f"{name}, {kind}")
         for name, case in cases.items()
-        for kind, unit in units.items()
+        for kind, unit in (FEW if name in on_few else UNITS).items()
     ]

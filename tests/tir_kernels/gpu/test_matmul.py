@@ -18,12 +18,15 @@ SHAPES = {
     "parts of tiles": (72, 300, "float16", "float16", (17, 130)),
     "odd outputs": (24, 31, "bfloat16", "float32", (64, 66)),
     "float32": (44, 200, "float32", "float32", (1, 130)),
+    "wide float32": (72, 140, "float32", "float32", (130,)),
     "odd float32": (37, 53, "float32", "float32", (17,)),
     "odd bfloat16": (19, 130, "bfloat16", "bfloat16", (130,)),
 }
 
 
-@pytest.mark.parametrize("case", with_units(SHAPES))
+@pytest.mark.parametrize(
+    "case", with_units(SHAPES, ("float32", "wide float32", "odd float32", "odd bfloat16"))
+)
 def test_matmul(case) -> None:
     (inputs, outputs, dtype, out_dtype, rows), unit = case
     kernel = GpuKernel(matmul(inputs, outputs, dtype, out_dtype, unit))

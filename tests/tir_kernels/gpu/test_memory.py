@@ -58,7 +58,7 @@ class Commit:
         return after, norm
 
 
-@pytest.fixture(scope="module", params=with_units(SHAPES))
+@pytest.fixture(scope="module", params=with_units(SHAPES, on_few=("registers", "odd")))
 def commit(request: pytest.FixtureRequest) -> Commit:
     return Commit(*request.param)
 

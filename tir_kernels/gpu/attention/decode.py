@@ -49,7 +49,7 @@ def attention_step(
     positions must not have been written since the last plain one.
     """
     shares = Shares(batch, heads, z_head, v_head, chunk, dtype, unit)
-    splits, ahead = shares.splits, shares.ahead
+    splits = shares.splits
     threads = unit.cta(_THREADS)
     z_dim, value_dim = heads * z_head, heads * v_head
     columns = z_dim + value_dim + model_dim
@@ -60,9 +60,10 @@ def attention_step(
     transform = HeadTransform(layout, heads, rope_heads, eps)
     z_access = vector_width("float32", width, columns)
     z_vectors = Vectors(z_access, "float32")
-    add_lanes = warp_reduce(total, lanes, ahead)
     add_lane = warp_reduce(total, lanes)
     together = threads // lanes  # keys that the CTA takes at once
+    ahead = min(shares.ahead, -(-shares.max_keys // together))
+    add_lanes = warp_reduce(total, lanes, ahead)
     cta_largest, cta_total = cta_reduce(largest, threads), cta_reduce(total, threads)
 
     def value(operands, row, column):
@@ -74,8 +75,8 @@ def attention_step(
         Memory, layer, slot, head, first, count = operands
         return Memory, [layer, slot, head, first + T.max(T.min(row, count - 1), 0), column]
 
-    values = WeightedRows(v_head, dtype, threads, ahead, value)
-    memory_rows = WeightedRows(v_head, "float32", threads, ahead, kept)
+    values = WeightedRows(v_head, dtype, threads, shares.ahead, shares.max_keys, value)
+    memory_rows = WeightedRows(v_head, "float32", threads, shares.ahead, shares.max_rows, kept)
     value_vectors = Vectors(values.width, "float32")
     scores_size = -(-shares.max_keys // values.step) * values.step
     features_size = -(-shares.max_rows // memory_rows.step) * memory_rows.step
