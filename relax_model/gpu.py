@@ -40,7 +40,7 @@ class GpuGecko(Gecko):
     """
 
     # A batch in between runs in the next larger one with idle rows.
-    batches = (1, 2, 4, 8, 16, 32)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
 
     def __init__(self, config, kernels):
         super().__init__(config, kernels)

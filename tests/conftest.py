@@ -92,6 +92,7 @@ def lavapipe_model(golden: Path, build_model: ModelBuilder) -> Callable[[str, st
 
         found = vulkan.describe()["name"]
         assert "llvmpipe" in found, f"Vulkan device 0 is {found}, wanted llvmpipe"
+        tensors: Mapping[str, np.ndarray]
         if name == "demo":
             config, tensors = open_checkpoint(DEMO)
         else:
