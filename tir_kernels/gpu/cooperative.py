@@ -306,14 +306,15 @@ class CooperativeTile:
 
 
 def cooperative_tile(
-    unit: GpuUnit, dtype: str, rows: int, columns: int, right_by_depth: bool
+    unit: GpuUnit, dtype: str, rows: int, columns: int, right_by_depth: bool, warps: int
 ) -> CooperativeTile:
-    """A tile of about ``rows`` x ``columns`` within the unit's limits.
+    """A tile of about ``rows`` x ``columns`` within the unit's limits, for ``warps`` at most.
 
     Each warp's part is as square as may be: what it reads from shared memory then serves the most
-    products.
+    products. Fewer warps have larger parts, and more sums in registers.
     """
-    warps = 8 if unit.threads >= 8 * WARP else 4
+    if unit.threads < warps * WARP:
+        warps = 4
     splits = [
         (down, warps // down)
         for down in (1, 2, 4, 8)

@@ -74,7 +74,7 @@ def matmul(inputs: int, outputs: int, dtype: str, out_dtype: str, unit: GpuUnit)
     read at memory speed.
     """
     large, small = (
-        product_tile(unit, dtype, tile, inputs % CHUNK == 0)
+        product_tile(unit, dtype, tile, inputs % CHUNK == 0, alone=True)
         for tile in (
             TensorTile(dtype, 128, 128, warp_rows=2, warp_columns=2, stages=3, depth=64),
             TensorTile(dtype, 64, 32, warp_rows=4, warp_columns=1, stages=8, depth=64),

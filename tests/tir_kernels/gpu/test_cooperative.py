@@ -106,9 +106,13 @@ def test_places_of_sums(shape: tuple[int, int, int, int, bool, int, int]) -> Non
 @pytest.mark.parametrize("by_depth", [False, True])
 @pytest.mark.parametrize("threads, shared", [(1024, 48 << 10), (128, 32 << 10)])
 @pytest.mark.parametrize("rows, columns", [(128, 128), (64, 32), (32, 64)])
-def test_tile_of_unit(rows: int, columns: int, threads: int, shared: int, by_depth: bool) -> None:
+@pytest.mark.parametrize("warps", [4, 8])
+def test_tile_of_unit(
+    warps: int, rows: int, columns: int, threads: int, shared: int, by_depth: bool
+) -> None:
     unit = GpuUnit("cooperative", threads, shared)
-    tile = cooperative_tile(unit, "float16", rows, columns, by_depth)
+    tile = cooperative_tile(unit, "float16", rows, columns, by_depth, warps)
+    assert tile.threads == 32 * min(warps, threads // 32)
     assert (tile.rows, tile.columns, tile.right_by_depth) == (rows, columns, by_depth)
     assert tile.threads <= threads and tile.shared_bytes <= shared
 
@@ -130,4 +134,4 @@ def test_matmul_of_unit(threads: int, shared: int) -> None:
 
 def test_no_room() -> None:
     with pytest.raises(ValueError, match="16384"):
-        cooperative_tile(GpuUnit("cooperative", 256, 16 << 10), "float16", 128, 128, False)
+        cooperative_tile(GpuUnit("cooperative", 256, 16 << 10), "float16", 128, 128, False, 8)
