@@ -10,6 +10,7 @@ from gpu.gpu_runner import GpuKernel
 from gpu.test_attention_prefill import LAYER, LAYERS, SLOT, SLOTS, Shape, test_attention
 from tir_kernels.gpu.attention.prefill import memory_cast
 from tir_kernels.gpu.sm90.attention import attention, attention_weights, supports
+from tir_kernels.gpu.unit import SM90A
 
 __all__ = ["test_attention"]
 
@@ -36,7 +37,7 @@ def kernels(shape: Shape):
     assert supports(shape.z_head, shape.v_head, shape.chunk, shape.dtype)
     powers = GpuKernel(attention_weights(*sizes, shape.chunk, LAYERS, shape.dtype), "sm_90a")
     return (
-        GpuKernel(memory_cast(*sizes, LAYERS, shape.dtype)),
+        GpuKernel(memory_cast(*sizes, LAYERS, shape.dtype, SM90A)),
         lambda *arguments: normalised(powers(*arguments)),
         GpuKernel(attention(*sizes, shape.model_dim, shape.chunk, LAYERS, shape.dtype), "sm_90a"),
     )
