@@ -6,6 +6,7 @@ The state has several layers and slots; rows of a ring that no query may see are
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ class Kernels:
         sizes = shape.heads, shape.z_head, shape.v_head
         rest = shape.chunk, LAYERS, shape.dtype, unit
         self.memory_cast = GpuKernel(prefill.memory_cast(*sizes, *rest[1:]))
-        self.weights = GpuKernel(prefill.attention_weights(*sizes, *rest))
+        self.weights: Callable[..., np.ndarray] = GpuKernel(
+            prefill.attention_weights(*sizes, *rest)
+        )
         self.attention = GpuKernel(prefill.attention(*sizes, shape.model_dim, *rest))
 
 

@@ -7,7 +7,7 @@ import pytest
 from kernel_runner import DTYPES, assert_near, softmax
 
 from gpu.gpu_runner import GpuKernel
-from gpu.test_attention_prefill import LAYER, LAYERS, SLOT, SLOTS, Shape, test_attention
+from gpu.test_attention_prefill import LAYER, LAYERS, SLOT, SLOTS, Kernels, Shape, test_attention
 from tir_kernels.gpu.attention.prefill import memory_cast
 from tir_kernels.gpu.sm90.attention import attention, attention_weights, supports
 from tir_kernels.gpu.unit import SM90A
@@ -26,21 +26,24 @@ def normalised(weights: np.ndarray) -> np.ndarray:
     return (powers / np.nansum(powers, axis=2, keepdims=True)).astype(weights.dtype)
 
 
+class HopperKernels(Kernels):
+    """Prefill's attention for one shape by Hopper's own instructions."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        sizes = shape.heads, shape.z_head, shape.v_head
+        assert supports(shape.z_head, shape.v_head, shape.chunk, shape.dtype)
+        powers = GpuKernel(attention_weights(*sizes, shape.chunk, LAYERS, shape.dtype), "sm_90a")
+        self.memory_cast = GpuKernel(memory_cast(*sizes, LAYERS, shape.dtype, SM90A))
+        self.weights = lambda *arguments: normalised(powers(*arguments))
+        self.attention = GpuKernel(
+            attention(*sizes, shape.model_dim, shape.chunk, LAYERS, shape.dtype), "sm_90a"
+        )
+
+
 @pytest.fixture(scope="module", params=SHAPES.values(), ids=list(SHAPES))
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return request.param
-
-
-@pytest.fixture(scope="module")
-def kernels(shape: Shape):
-    sizes = shape.heads, shape.z_head, shape.v_head
-    assert supports(shape.z_head, shape.v_head, shape.chunk, shape.dtype)
-    powers = GpuKernel(attention_weights(*sizes, shape.chunk, LAYERS, shape.dtype), "sm_90a")
-    return (
-        GpuKernel(memory_cast(*sizes, LAYERS, shape.dtype, SM90A)),
-        lambda *arguments: normalised(powers(*arguments)),
-        GpuKernel(attention(*sizes, shape.model_dim, shape.chunk, LAYERS, shape.dtype), "sm_90a"),
-    )
+def kernels(request: pytest.FixtureRequest) -> HopperKernels:
+    return HopperKernels(request.param)
 
 
 def test_far_off_scores() -> None:
