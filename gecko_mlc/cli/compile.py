@@ -19,6 +19,7 @@ examples:
   gecko-mlc compile models/demo --target cpu-x86-64-v3 --threads 4 -o portable.so
   gecko-mlc compile models/demo --target cpu --mcpu znver4 --dump-ir ir/ -o zen4.so
   gecko-mlc compile models/7b --target cuda-sm90a -o models/7b/h200.so
+  gecko-mlc compile models/7b --target vulkan -o models/7b/any-gpu.so
 """
 
 

@@ -21,7 +21,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="library made by compile (default: compiled for this machine once, then cached)",
     )
     parser.add_argument(
-        "--device", default="cpu", help="cpu, cuda, vulkan, or cuda:N, vulkan:N (default: cpu)"
+        "--device",
+        default="cpu",
+        help="cpu, cuda, vulkan, metal; cuda:1, vulkan:1 is the second (default: cpu)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
 
