@@ -3,6 +3,7 @@
 #include <tvm/ffi/error.h>
 #include <tvm/ffi/string.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -11,6 +12,18 @@ namespace gecko_mlc::vulkan {
 namespace ffi = tvm::ffi;
 
 namespace {
+
+// Whether a subgroup multiplies matrices of 16 x 16 elements of a type, summed in float32: the ones
+// that kernels have.
+bool Multiplies(const PhysicalDevice& device, VkComponentTypeKHR type) {
+  const auto& shapes = device.cooperative_matrices;
+  return std::any_of(shapes.begin(), shapes.end(), [&](const auto& shape) {
+    return shape.MSize == 16 && shape.NSize == 16 && shape.KSize == 16 && shape.AType == type &&
+           shape.BType == type && shape.CType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
+           shape.ResultType == VK_COMPONENT_TYPE_FLOAT32_KHR &&
+           shape.scope == VK_SCOPE_SUBGROUP_KHR && !shape.saturatingAccumulation;
+  });
+}
 
 std::string LackOf(const PhysicalDevice& device, const std::string& need, const ffi::Any& value) {
   const Features& has = *device.features;
@@ -34,12 +47,13 @@ std::string LackOf(const PhysicalDevice& device, const std::string& need, const 
   if (need == "int64") return flag(has.core.features.shaderInt64, "64-bit integers");
   if (need == "int16") return flag(has.core.features.shaderInt16, "16-bit integers");
   if (need == "cooperative_matrix") {
-    return flag(has.cooperative_matrix.cooperativeMatrix,
-                "cooperative matrices (VK_KHR_cooperative_matrix)");
+    return flag(Multiplies(device, VK_COMPONENT_TYPE_FLOAT16_KHR),
+                "cooperative matrices (VK_KHR_cooperative_matrix) of 16 x 16 float16");
   }
   if (need == "bfloat16") {
-    return flag(has.bfloat16.shaderBFloat16CooperativeMatrix,
-                "cooperative matrices of bfloat16 (VK_KHR_shader_bfloat16)");
+    return flag(has.bfloat16.shaderBFloat16CooperativeMatrix &&
+                    Multiplies(device, VK_COMPONENT_TYPE_BFLOAT16_KHR),
+                "cooperative matrices of 16 x 16 bfloat16 (VK_KHR_shader_bfloat16)");
   }
   if (need == "shared") {
     return limit(limits.maxComputeSharedMemorySize, "bytes of shared memory in a workgroup");
