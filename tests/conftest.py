@@ -66,9 +66,16 @@ def build_model(tmp_path_factory: pytest.TempPathFactory) -> ModelBuilder:
     return build
 
 
-def _golden_model(name: str, golden: Path, build_model: ModelBuilder) -> Model:
+def _checkpoint(name: str, golden: Path) -> tuple[GeckoConfig, Mapping[str, np.ndarray]]:
+    """Of tiny, alt or demo."""
+    if name == "demo":
+        return open_checkpoint(DEMO)
     config = GeckoConfig.from_file(golden / f"config_{name}.json")
-    return build_model(name, config, load_file(golden / f"weights_{name}.safetensors"), "q0f32")
+    return config, load_file(golden / f"weights_{name}.safetensors")
+
+
+def _golden_model(name: str, golden: Path, build_model: ModelBuilder) -> Model:
+    return build_model(name, *_checkpoint(name, golden), "q0f32")
 
 
 @pytest.fixture(scope="session")
@@ -92,14 +99,8 @@ def lavapipe_model(golden: Path, build_model: ModelBuilder) -> Callable[[str, st
 
         found = vulkan.describe()["name"]
         assert "llvmpipe" in found, f"Vulkan device 0 is {found}, wanted llvmpipe"
-        tensors: Mapping[str, np.ndarray]
-        if name == "demo":
-            config, tensors = open_checkpoint(DEMO)
-        else:
-            config = GeckoConfig.from_file(golden / f"config_{name}.json")
-            tensors = load_file(golden / f"weights_{name}.safetensors")
         label = f"{name}_{quantization}_vulkan"
-        return build_model(label, config, tensors, quantization, "vulkan-lavapipe")
+        return build_model(label, *_checkpoint(name, golden), quantization, "vulkan-lavapipe")
 
     return build
 
@@ -112,8 +113,7 @@ def metal_model(golden: Path, build_model: ModelBuilder) -> Callable[[str, str],
         import metal_emulator
 
         metal_emulator.install()
-        config = GeckoConfig.from_file(golden / f"config_{name}.json")
-        tensors = load_file(golden / f"weights_{name}.safetensors")
-        return build_model(f"{name}_{quantization}_metal", config, tensors, quantization, "metal")
+        label = f"{name}_{quantization}_metal"
+        return build_model(label, *_checkpoint(name, golden), quantization, "metal")
 
     return build

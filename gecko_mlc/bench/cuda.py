@@ -11,7 +11,7 @@ import tvm_ffi
 
 from gecko_mlc.bench import results
 from gecko_mlc.bench.calls import CallClock
-from gecko_mlc.bench.gpu import DTYPES, Gpu, Reader
+from gecko_mlc.bench.gpu import Gpu, Reader
 from gecko_mlc.bench.host import Shapes
 from gecko_mlc.bench.timing import Action, Effort, alternate
 from gecko_mlc.runtime.engine import Engine
@@ -115,7 +115,6 @@ class Cuda(Gpu):
     def __init__(self, engine: Engine, torch: ModuleType | None, effort: Effort) -> None:
         super().__init__(engine)
         self._torch, self._effort = torch, effort
-        self._dtype = DTYPES[engine.metadata["quantization"]]
         if engine.cublaslt:
             self.products = {"library": False, "cuBLASLt": True}
         self.reader = Reader(self._device, torch, self._device.index, effort)

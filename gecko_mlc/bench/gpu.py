@@ -8,12 +8,12 @@ import tvm
 
 from gecko_mlc.bench.host import Host
 from gecko_mlc.bench.timing import Action, Effort, alternate
+from gecko_mlc.checkpoint.mapping import QUANTIZATIONS
 from gecko_mlc.runtime.engine import Engine
 from tir_kernels.gpu import cost
 
 # Bytes that a copy moves for the device's bandwidth, at most.
 COPY_BYTES = 2 * 2**30
-DTYPES = {"q0f32": "float32", "q0f16": "float16", "q0bf16": "bfloat16"}
 
 
 class Reader:
@@ -62,6 +62,7 @@ class Gpu:
 
     def __init__(self, engine: Engine) -> None:
         self._device = engine.library.device
+        self._dtype = QUANTIZATIONS[engine.metadata["quantization"]]
         self.name = self._device.device_name.rstrip("\0")
 
     def reference(self, config) -> None:

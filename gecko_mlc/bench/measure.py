@@ -318,35 +318,33 @@ class _Bench:
         steps = self._compiled.generate(self._tokens(self.machine.steps), position, batch)
         if isinstance(self.machine, Cuda):
             return self._replayed_step(self.machine, description, steps, action, costs)
-        return self._recorded_step(description, steps, action, costs)
+        return self._step("decode", description, action, costs, steps)
 
     def _step(
-        self, function: str, description: str, action: Action, costs: Mapping[str, Cost]
+        self,
+        function: str,
+        description: str,
+        step: Action,
+        costs: Mapping[str, Cost],
+        steps: Action | None = None,
     ) -> results.Step:
-        """With a clock around every kernel."""
+        """With a clock around every kernel of ``step``.
+
+        Where a device replays steps, ``steps`` are as many as it times as one: what a step takes.
+        """
         self._on_progress(f"kernels of {function}, {description}")
         clock = self._clock()
-        actions = {"plain": action, "clocked": clock.action(action), "read": self._reader.action}
+        actions = {
+            "plain": steps or step,
+            "clocked": clock.action(step),
+            "read": self._reader.action,
+        }
         timings = alternate(actions, self._effort)
-        step = timings["plain"].median
+        seconds = timings["plain"].median / (self.machine.steps if steps else 1)
         bandwidth = self._reader.bytes / timings["read"].median
         kernels = clock.kernels()
-        between = clock.between()
-        return self._table(function, description, step, kernels, between, bandwidth, costs)
-
-    def _recorded_step(
-        self, description: str, steps: Action, step: Action, costs: Mapping[str, Cost]
-    ) -> results.Step:
-        """``steps`` are as many as the machine times as one; ``step``, kernel by kernel, has a
-        clock around each."""
-        self._on_progress(f"kernels of decode, {description}")
-        clock = self._clock()
-        actions = {"step": steps, "clocked": clock.action(step), "read": self._reader.action}
-        timings = alternate(actions, self._effort)
-        seconds = timings["step"].median / self.machine.steps
-        bandwidth = self._reader.bytes / timings["read"].median
-        kernels = clock.kernels()
-        return self._table("decode", description, seconds, kernels, None, bandwidth, costs)
+        between = None if steps else clock.between()
+        return self._table(function, description, seconds, kernels, between, bandwidth, costs)
 
     def _replayed_step(
         self,

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from gecko_mlc.bench import results
 from gecko_mlc.bench.calls import CallClock
-from gecko_mlc.bench.gpu import DTYPES, Gpu, Reader
+from gecko_mlc.bench.gpu import Gpu, Reader
 from gecko_mlc.bench.host import Shapes
 from gecko_mlc.bench.timing import Effort
 from gecko_mlc.runtime.engine import Engine
@@ -21,7 +21,6 @@ class Vulkan(Gpu):
 
     def __init__(self, engine: Engine, torch: ModuleType | None, effort: Effort) -> None:
         super().__init__(engine)
-        self._dtype = DTYPES[engine.metadata["quantization"]]
         names = [] if torch is None else _cuda_names(torch)
         same = names.index(self.name) if self.name in names else None
         self.reader = Reader(self._device, None if same is None else torch, same or 0, effort)

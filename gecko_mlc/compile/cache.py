@@ -63,10 +63,10 @@ def cache_folder() -> Path:
 def target_name(target: str) -> str:
     """The target for a device of this machine; other names stay."""
     kind, _, index = target.partition(":")
-    if kind == "vulkan" and index:
-        return f"vulkan-from-device:{index}"
+    if kind == "vulkan":
+        return f"vulkan-from-device:{index}" if index else "vulkan-from-device"
     if kind != "cuda":
-        return "vulkan-from-device" if target == "vulkan" else target
+        return target
     cuda.load_runtime()
     major, minor = cuda.capability(int(index or 0))
     own = f"cuda-sm{major}{minor}a"

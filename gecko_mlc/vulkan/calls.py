@@ -15,6 +15,7 @@ from tvm.ir import Call, StringImm
 
 from gecko_mlc.vulkan.enumerants import BuiltIn, Capability, Glsl, Op, Scope, Semantics
 from gecko_mlc.vulkan.unsupported import Unsupported
+from tir_kernels.gpu.reduce import WARP
 
 if TYPE_CHECKING:
     from gecko_mlc.vulkan.expressions import Expressions
@@ -28,7 +29,6 @@ _SHARED = (
     | Semantics.MakeAvailable
     | Semantics.MakeVisible
 )
-_WARP = 32
 _WORDS = ("float32", "int32", "uint32")
 _SHUFFLED = (*_WORDS, "bfloat16")
 _HALVES = ("float16", "bfloat16")
@@ -46,30 +46,6 @@ def _function(number: int) -> Translator:
         return expressions.each(lambda *x: expressions.code.glsl(number, kind, *x), *operands)
 
     return translate
-
-
-def _expm1(expressions: Expressions, call: Call) -> list[int]:
-    """exp(x) - 1: near 0 by its series, where the difference would lose what matters."""
-    scalars = expressions.scalars
-
-    def operate(name: str, a: int, b: int) -> int:
-        return scalars.binary(name, "float32", a, b)
-
-    def constant(value: float) -> int:
-        return scalars.constant("float32", value)
-
-    def expm1(x: int) -> int:
-        one = constant(1.0)
-        series = one
-        for order in range(8, 1, -1):
-            term = operate("Mul", operate("Mul", x, constant(1 / order)), series)
-            series = operate("Add", term, one)
-        kind = scalars.kind("float32")
-        far = operate("Sub", expressions.code.glsl(Glsl.Exp, kind, x), one)
-        near = operate("LT", expressions.code.glsl(Glsl.FAbs, kind, x), constant(0.5))
-        return scalars.select("float32", near, operate("Mul", x, series), far)
-
-    return expressions.each(expm1, call.args[1])
 
 
 def _if_then_else(expressions: Expressions, call: Call) -> list[int]:
@@ -130,9 +106,9 @@ def _shuffle(expressions: Expressions, call: Call) -> list[int]:
     require_warps(expressions, call)
     expressions.module.capability(Capability.GroupNonUniformShuffle)
     lane = expressions.scalar(call.args[2])
-    if expressions.subgroup > _WARP:
+    if expressions.subgroup > WARP:
         scalars = expressions.scalars
-        outside = scalars.constant("uint32", -_WARP)
+        outside = scalars.constant("uint32", -WARP)
         first = scalars.binary("BitwiseAnd", "uint32", _lane(expressions), outside)
         lane = scalars.binary("Add", "uint32", first, lane)
     return [_shuffled(expressions, call, Op.GroupNonUniformShuffle, lane)]
@@ -153,7 +129,7 @@ def _relative(expressions: Expressions, call: Call, opcode: int) -> list[int]:
     expressions.module.capability(Capability.GroupNonUniformShuffleRelative)
     scalars = expressions.scalars
     distance = expressions.scalar(call.args[2])
-    within = scalars.constant("uint32", _WARP - 1)
+    within = scalars.constant("uint32", WARP - 1)
     lane = scalars.binary("BitwiseAnd", "uint32", _lane(expressions), within)
     if opcode == Op.GroupNonUniformShuffleUp:
         inside = scalars.binary("LE", "uint32", distance, lane)
@@ -184,7 +160,7 @@ def _lane(expressions: Expressions) -> int:
 
 def require_warps(expressions: Expressions, call: Call) -> None:
     """Unsupported unless subgroups hold whole warps."""
-    if expressions.subgroup == 0 or expressions.subgroup % _WARP:
+    if expressions.subgroup == 0 or expressions.subgroup % WARP:
         raise Unsupported(
             f"{call.op.name.removeprefix('tirx.')} with subgroups of {expressions.subgroup}"
         )
@@ -216,7 +192,6 @@ INTRINSICS: dict[str, Translator] = {
     "tvm_warp_shuffle_xor": _shuffle_xor,
 }
 EXTERNS: dict[str, Translator] = {
-    "expm1f": _expm1,
     **{
         f"{name}f": INTRINSICS[name]
         for name in ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "fabs")

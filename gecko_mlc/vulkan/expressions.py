@@ -14,6 +14,7 @@ from gecko_mlc.vulkan.cooperative import CooperativeMatrices, is_cooperative
 from gecko_mlc.vulkan.index import Index
 from gecko_mlc.vulkan.registers import Registers
 from gecko_mlc.vulkan.unsupported import Unsupported
+from gecko_mlc.vulkan.uses import is_run
 
 if TYPE_CHECKING:
     from gecko_mlc.vulkan.buffers import Buffers
@@ -204,13 +205,6 @@ class Expressions:
         dtype = _dtype(node)
         ones = self.scalars.constant(dtype, -1)
         return self.each(lambda a: self.scalars.binary("BitwiseXor", dtype, a, ones), node.a)
-
-
-def is_run(index) -> bool:
-    """Whether an index with several lanes goes from element to element."""
-    if not isinstance(index, tirx.Ramp) or not isinstance(index.stride, tirx.IntImm):
-        return False
-    return index.stride.value == 1
 
 
 def _dtype(node) -> str:

@@ -9,9 +9,10 @@ from tvm.ir import Call, TensorLoad
 from gecko_mlc.vulkan.buffers import Buffers
 from gecko_mlc.vulkan.cooperative import is_cooperative
 from gecko_mlc.vulkan.enumerants import BuiltIn, Op
-from gecko_mlc.vulkan.expressions import Expressions, is_run
+from gecko_mlc.vulkan.expressions import Expressions
 from gecko_mlc.vulkan.registers import Registers
 from gecko_mlc.vulkan.unsupported import Unsupported
+from gecko_mlc.vulkan.uses import is_run
 
 # Iterations up to which a loop is written out, if that makes indices of local buffers constant.
 _UNROLLED = 32

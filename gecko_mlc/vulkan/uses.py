@@ -57,11 +57,7 @@ class BufferUses:
         uses = self.of(buffer.__chandle__())
         index = node.indices[0]
         lanes = index.ty.dtype.lanes
-        if lanes > 1 and not (
-            isinstance(index, tirx.Ramp)
-            and isinstance(index.stride, tirx.IntImm)
-            and index.stride.value == 1
-        ):
+        if lanes > 1 and not is_run(index):
             lanes, constant = 1, False
         else:
             first = index.base if lanes > 1 else index
@@ -72,6 +68,13 @@ class BufferUses:
         uses.constant &= constant
         if stored:
             uses.paired &= constant and lanes % 2 == 0 and first.value % 2 == 0
+
+
+def is_run(index) -> bool:
+    """Whether an index with several lanes goes from element to element."""
+    if not isinstance(index, tirx.Ramp) or not isinstance(index.stride, tirx.IntImm):
+        return False
+    return index.stride.value == 1
 
 
 def source(data) -> tirx.Var:

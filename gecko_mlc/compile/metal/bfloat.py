@@ -14,6 +14,7 @@ from tvm import tirx
 from tvm.ir import Call, Expr, Op, PointerType, PrimType, TensorLoad
 
 from gecko_mlc.compile import CompileError
+from gecko_mlc.compile.portable.buffers import redeclared
 
 _REINTERPRET = Op.get("tirx.reinterpret")
 _BITS = "uint16"
@@ -72,17 +73,7 @@ def _variable(old: tirx.Var) -> tirx.Var:
     if isinstance(ty, PointerType) and _is_bfloat(ty.element_type):
         return tirx.Var(old.name, PointerType(PrimType(_bits(ty.element_type)), ty.storage_scope))
     if tirx.is_buffer_var(old) and _is_bfloat(ty.dtype):
-        return tirx.decl_buffer(
-            ty.shape,
-            _bits(ty.dtype),
-            old.name,
-            strides=ty.strides,
-            elem_offset=ty.elem_offset,
-            scope=ty.storage_scope,
-            data_alignment=ty.data_alignment,
-            offset_factor=ty.offset_factor,
-            layout=ty.layout,
-        )
+        return redeclared(old, dtype=_bits(ty.dtype))
     return old
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NoReturn
 
 import tvm_ffi
@@ -10,6 +9,7 @@ from tvm import tirx
 from tvm.ir import Expr, PointerType, PrimType
 
 from gecko_mlc.compile import CompileError
+from gecko_mlc.compile.portable.buffers import size_in_bytes
 
 LANES = 4  # of a vector
 
@@ -71,9 +71,7 @@ class _Limits:
                     f"{statement.buffer.name} in memory of scope {buffer.storage_scope}",
                     "threadgroup memory of a size known when compiling (scope shared)",
                 )
-            elements = math.prod(int(extent) for extent in buffer.shape)
-            size = elements * buffer.dtype.dtype.itemsize
-            taken = -(-taken // 16) * 16 + size
+            taken = -(-taken // 16) * 16 + size_in_bytes(statement.buffer)
 
         tvm_ffi.structural_walk(self._function.body, (tirx.AllocBuffer, find))
         limit = int(self._target["max_shared_memory_per_block"])

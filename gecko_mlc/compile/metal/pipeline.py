@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import tvm
-from tvm import tirx
 from tvm.tirx import compilation_pipeline
 
 from gecko_mlc.compile.metal.alignment import show_alignment
 from gecko_mlc.compile.metal.bfloat import bfloat16_as_bits
-from gecko_mlc.compile.metal.functions import replace_functions
 from gecko_mlc.compile.metal.limits import check_limits
 from gecko_mlc.compile.metal.literals import exact_literals
 from gecko_mlc.compile.metal.names import rename_reserved
@@ -25,16 +23,11 @@ def metal_pipeline():
     """
     passes, finalize_host, finalize_device = portable_pipeline()
 
-    def host():
-        # LLVM's code generator knows no pointer to bfloat16, not even one that it only passes on.
-        return tvm.transform.Sequential([tirx.transform.BF16StorageLegalize(), finalize_host()])
-
     def device():
         return tvm.transform.Sequential(
             [
                 finalize_device(),
                 bfloat16_as_bits,
-                replace_functions,
                 scalar_registers,
                 align_threadgroup_memory,
                 show_alignment,
@@ -44,7 +37,7 @@ def metal_pipeline():
             ]
         )
 
-    return passes, host, device
+    return passes, finalize_host, device
 
 
 compilation_pipeline.register_tir_pipeline(PIPELINE, metal_pipeline)

@@ -6,10 +6,11 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Op
 
+from gecko_mlc.compile.portable.warp import BARRIER
+
 _DIVIDE = Op.get("tirx.cuda.fdividef")
 _EXP2 = Op.get("tirx.ptx.ex2")
 _WARP_BARRIER = Op.get("tirx.cuda.warp_sync")
-_BARRIER = Op.get("tirx.tvm_storage_sync")
 
 
 def _call(call: Call):
@@ -17,7 +18,7 @@ def _call(call: Call):
     if call.op.same_as(_DIVIDE):
         return call.args[0] / call.args[1]
     if call.op.same_as(_WARP_BARRIER):
-        return Call(_BARRIER, ["warp"], ret_ty=call.ty)
+        return Call(BARRIER, ["warp"], ret_ty=call.ty)
     return call
 
 

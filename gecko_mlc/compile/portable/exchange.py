@@ -13,6 +13,7 @@ from tvm import tirx
 from tvm.ir import Call
 
 from gecko_mlc.compile import CompileError
+from gecko_mlc.compile.portable.buffers import size_in_bytes
 from gecko_mlc.compile.portable.uniform import Uniformity
 from gecko_mlc.compile.portable.warp import (
     BARRIER,
@@ -20,10 +21,10 @@ from gecko_mlc.compile.portable.warp import (
     SHUFFLE_DOWN,
     SHUFFLE_UP,
     SHUFFLE_XOR,
-    WARP,
     is_barrier,
     is_shuffle,
 )
+from tir_kernels.gpu.reduce import WARP
 
 _WORD = 4  # bytes of an exchanged value
 _IF_THEN_ELSE = "prim.if_then_else"
@@ -114,7 +115,7 @@ class Exchanges:
             case tirx.DeclBuffer() if node.buffer.ty.storage_scope == "local":
                 self._uniformity.same(node.buffer, node.data)
             case tirx.AllocBuffer() if node.buffer.ty.storage_scope.startswith("shared"):
-                self._shared += _bytes(node.buffer.ty)
+                self._shared += size_in_bytes(node.buffer)
 
     def _thread_axis(self, tag: str, variable: tirx.Var, extent) -> None:
         if not tag.startswith("threadIdx"):
@@ -282,11 +283,3 @@ class Exchanges:
     def _barrier(self) -> tirx.Stmt:
         self._read = frozenset()
         return tirx.Evaluate(Call(BARRIER, ["shared"], ret_ty="int32"))
-
-
-def _bytes(buffer: tirx.buffer.BufferType) -> int:
-    """The size of an allocated buffer."""
-    size = tvm_ffi.dtype(buffer.dtype.dtype).itemsize
-    for extent in buffer.shape:
-        size *= int(extent)
-    return size

@@ -9,6 +9,7 @@ from tvm.tirx import compilation_pipeline
 
 from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.portable.cuda_intrinsics import replace_cuda_intrinsics
+from gecko_mlc.compile.portable.functions import replace_functions
 from gecko_mlc.compile.portable.shuffle import lower_shuffles
 from gecko_mlc.compile.portable.static_shared import static_shared_memory
 from gecko_mlc.compile.portable.vectors import split_vectors
@@ -42,6 +43,7 @@ def portable_pipeline():
     passes = [
         lower_device_entry,
         replace_cuda_intrinsics,
+        replace_functions,
         static_shared_memory,
         s_tir.transform.UnifyThreadBinding(),
         tirx.transform.StmtSimplify(),

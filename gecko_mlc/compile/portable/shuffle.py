@@ -14,7 +14,8 @@ from tvm import tirx
 from tvm.ir import Call
 
 from gecko_mlc.compile.portable.exchange import Exchanges
-from gecko_mlc.compile.portable.warp import SHUFFLE, SHUFFLE_XOR, WARP, is_shuffle
+from gecko_mlc.compile.portable.warp import SHUFFLE, SHUFFLE_XOR, is_shuffle
+from tir_kernels.gpu.reduce import WARP
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="gecko_mlc.lower_shuffles")

@@ -6,6 +6,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Op
 
+from gecko_mlc.compile.portable.buffers import redeclared
+
 _DYNAMIC = "shared.dyn"
 _SIZE = "tirx.dyn_smem_bytes"  # an attribute: the size of a pool, which is allocated without one
 _DATA = Op.get("tirx.buffer_data")
@@ -27,21 +29,10 @@ def static_shared_memory(function: tirx.PrimFunc, _mod, _context) -> tirx.PrimFu
         if not tirx.is_buffer_var(variable) or variable.ty.storage_scope != _DYNAMIC:
             return variable
         if variable not in renamed:
-            old = variable.ty
-            shape = old.shape
+            shape = variable.ty.shape
             if len(shape) == 1 and isinstance(shape[0], tirx.IntImm) and shape[0].value == 0:
                 shape = sizes
-            renamed[variable] = tirx.decl_buffer(
-                shape,
-                old.dtype.dtype,
-                variable.name,
-                strides=old.strides,
-                elem_offset=old.elem_offset,
-                scope="shared",
-                data_alignment=old.data_alignment,
-                offset_factor=old.offset_factor,
-                layout=old.layout,
-            )
+            renamed[variable] = redeclared(variable, shape=shape, scope="shared")
         return renamed[variable]
 
     def data(call: Call):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from tvm.ir import Call, Op
 
-# Lanes: consecutive threads of a CTA, whatever the device's subgroup is.
-WARP = 32
-
 SHUFFLE = Op.get("tirx.tvm_warp_shuffle")
 SHUFFLE_UP = Op.get("tirx.tvm_warp_shuffle_up")
 SHUFFLE_DOWN = Op.get("tirx.tvm_warp_shuffle_down")

@@ -1,4 +1,4 @@
-"""Functions of C's library that MSL's lacks."""
+"""Functions of C's library that neither SPIR-V nor MSL has."""
 
 from __future__ import annotations
 
@@ -34,6 +34,4 @@ def _expm1(x):
     series = number(1.0 / math.factorial(_TERMS))
     for n in range(_TERMS - 1, 0, -1):
         series = series * x + number(1.0 / math.factorial(n))
-    whole = tirx.call_pure_extern("float32", "exp", x) - number(1.0)
-    small = tirx.call_pure_extern("float32", "fabs", x) < number(_SMALL)
-    return tirx.Select(small, series * x, whole)
+    return tirx.Select(tirx.abs(x) < number(_SMALL), series * x, tirx.exp(x) - number(1.0))
