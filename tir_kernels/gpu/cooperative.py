@@ -19,6 +19,7 @@ from tvm.script import tirx as T
 from .reduce import WARP
 from .tensor_core import CHUNK
 from .unit import GpuUnit
+from .warp_tile import WarpTile
 
 SIZE = 16  # rows and columns of a matrix
 PART = SIZE * SIZE // WARP  # elements of a lane
@@ -65,19 +66,13 @@ def multiply_add(sums, number, left, i, right, j):
 
 
 @dataclasses.dataclass(frozen=True)
-class CooperativeTile:
+class CooperativeTile(WarpTile):
     """rows x columns by warp_rows x warp_columns warps; the right operand is [N, K] or [K, N].
 
     The members are those of ``tensor_core.TensorTile``. With two ``stages`` the next depth is put
     into shared memory while others still multiply; with one there is room for larger tiles.
     """
 
-    dtype: str
-    rows: int
-    columns: int
-    warp_rows: int
-    warp_columns: int
-    right_by_depth: bool = False
     stages: int = 2
     depth: int = 32
 
@@ -93,14 +88,6 @@ class CooperativeTile:
                 f"{self}: a warp's rows and columns and the depth must be multiples of {SIZE}, and "
                 f"the chunks of both operands, {chunks}, multiples of the {self.threads} threads"
             )
-
-    @property
-    def threads(self) -> int:
-        return WARP * self.warp_rows * self.warp_columns
-
-    @property
-    def accumulators(self) -> int:
-        return self.rows * self.columns // self.threads
 
     @property
     def sharers(self) -> int:

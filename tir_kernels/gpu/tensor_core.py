@@ -15,7 +15,9 @@ import dataclasses
 
 from tvm.script import tirx as T
 
-WARP = 32
+from .reduce import WARP
+from .warp_tile import WarpTile
+
 # Elements of a 16-byte chunk, and chunks of the 128 bytes that cover every bank.
 CHUNK, _LINE = 8, 8
 
@@ -55,27 +57,17 @@ def multiply_add(dtype: str, sums, indices, left, a, right, b):
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorTile:
+class TensorTile(WarpTile):
     """rows x columns by warp_rows x warp_columns warps; the right operand is [N, K] or [K, N].
 
     Rows of an [N, K] are dealt to the 8x8 matrices so that a thread's columns come in runs of 8.
     """
 
-    dtype: str
-    rows: int
-    columns: int
-    warp_rows: int
-    warp_columns: int
-    right_by_depth: bool = False
     stages: int = 4
     depth: int = 32
 
     group = CHUNK
     scope = "shared.dyn"
-
-    @property
-    def threads(self) -> int:
-        return WARP * self.warp_rows * self.warp_columns
 
     @property
     def shared_bytes(self) -> int:
@@ -98,10 +90,6 @@ class TensorTile:
     @property
     def width(self) -> int:
         return 2 if self.right_by_depth else 2 * min(4, self._tiles[1])
-
-    @property
-    def accumulators(self) -> int:
-        return self.rows * self.columns // self.threads
 
     @property
     def runs_of_row(self) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..reduce import WARP
 from ..unit import GpuUnit
 
-WARP = 32
 TILE = 16  # weight rows of an mma m16n8k16
 BLOCK = 32  # inputs that a 16-byte copy of each of four lanes covers: two mma
 _ITEMSIZE = 2
