@@ -104,7 +104,7 @@ class VulkanTarget:
                 "supports_16bit_buffer": True,
                 "supports_cooperative_matrix": self.cooperative_matrix,
             },
-            # Of the host there are only calls of kernels: optimizing them takes a fifth of the time.
+            # The host's code is calls of kernels: optimizing those would take a fifth of the time.
             host={"kind": "llvm", "opt-level": 0},
         )
 

@@ -6,8 +6,9 @@ the external functions below touch them (their meaning in SPIR-V: ``gecko_mlc.vu
 So that the rest of a kernel may know which sum is which, ``CooperativeTile`` takes the sums through
 shared memory at the end, 16 rows of each warp at a time.
 
-Shared memory is words of 32 bits, for operands of 16 bits and for sums alike. Rows are padded by 16
-bytes: eight rows of a matrix then lie in different banks.
+Rows in memory begin at multiples of 16 bytes. Shared memory is words of 32 bits, for operands of 16
+bits and for sums alike; its rows are padded by 16 bytes: eight rows of a matrix then lie in
+different banks.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ def _matrix(fragments, number):
 
 
 def load_left(fragments, number, source, stride: int):
-    """A left operand [row, k] from shared memory, rows ``stride`` words apart."""
+    """A left operand [row, k] from memory, rows ``stride`` words apart."""
     matrix = _matrix(fragments, number)
     return T.call_extern("int32", "cooperative_load_left", matrix, source, stride)
 
 
 def load_right(fragments, number, source, stride: int, by_depth: bool):
-    """A right operand from shared memory: [k, column] ``by_depth``, else [column, k]."""
+    """A right operand from memory: [k, column] ``by_depth``, else [column, k]."""
     name = "cooperative_load_right_by_depth" if by_depth else "cooperative_load_right"
     return T.call_extern("int32", name, _matrix(fragments, number), source, stride)
 

@@ -17,6 +17,7 @@ from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.gpu_targets import VulkanTarget
 from gecko_mlc.vulkan.cooperative import device_multiplies
 from gecko_mlc.vulkan.kernel import Kernel, Limits, compile_kernel
+from tir_kernels.gpu import skinny
 from tir_kernels.gpu.attention.prefill import attention, attention_weights
 from tir_kernels.gpu.cooperative import CooperativeTile, store_sums
 from tir_kernels.gpu.matmul import matmul
@@ -129,6 +130,22 @@ def test_kernels_of_prefill(make, arguments: tuple, dtype: str) -> None:
     kernels = _compiled(function)
     assert all(kernel.cooperative_matrix for kernel in kernels)
     validate(*kernels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [8, 32])
+def test_kernels_of_a_step(batch: int, dtype: str) -> None:
+    """So do the products of eight sequences and more."""
+    unit = TARGET.unit
+    norm = skinny.Norm(256, 1, 1e-5, centred=True)
+    for function in (
+        skinny.projections_step(batch, norm, 512, 16, dtype, unit),
+        skinny.fc1_step(batch, norm, 200, True, dtype, unit),
+        skinny.logits_step(batch, 256, 100, dtype, unit),
+    ):
+        (kernel,) = _compiled(function)
+        assert kernel.cooperative_matrix and kernel.subgroup == 32
+        validate(kernel)
 
 
 def test_needs_the_feature() -> None:

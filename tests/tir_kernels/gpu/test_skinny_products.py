@@ -9,7 +9,7 @@ import pytest
 from kernel_runner import DTYPES, assert_near, silu
 
 from gpu.gpu_runner import GpuKernel
-from gpu.gpu_units import LARGE, LEAST
+from gpu.gpu_units import COOPERATIVE, LARGE, LEAST
 from tir_kernels.gpu import skinny
 from tir_kernels.gpu.skinny.plan import BLOCK, Plan, Shape, spread_for
 from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
@@ -17,6 +17,7 @@ from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 EPS = 1e-5
 # Sums of some hundred products of unit normals, scaled to unit variance, in float32.
 TOLERANCE = 3e-6
+SMALL = GpuUnit("cooperative", threads=256, shared=16 * 1024)
 ROUNDING = {"float32": 0.0, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
@@ -71,6 +72,12 @@ CASES = {
     "least": Case(1, "float16", 1024, 9000, 20, 40, unit=LEAST),
     "least, eight rows": Case(8, "bfloat16", 1536, 200, 20, 8, unit=LEAST),
     "large": Case(1, "bfloat16", 4096, 1024, 6, 33, sms=132, unit=LARGE),
+    "matrix units": Case(8, "float16", 128, 256, 24, 33, sms=2, unit=COOPERATIVE, scaled=True),
+    "matrix units, many rows": Case(
+        32, "bfloat16", 256, 4096, 8, 300, sms=3, unit=COOPERATIVE, swiglu=False
+    ),
+    "matrix units, small": Case(16, "float16", 2080, 64, 16, 40, sms=2, unit=SMALL),
+    "matrix units, odd shape": Case(16, "float16", 72, 48, 16, 40, unit=COOPERATIVE),
     "large, many rows": Case(32, "float16", 2080, 136, 6, 9, sms=132, unit=LARGE),
 }
 everywhere = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))

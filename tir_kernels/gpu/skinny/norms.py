@@ -16,6 +16,7 @@ from ...vector_math import f32, rsqrt, total
 from ..dependent_launch import DependentLaunch
 from ..reduce import WARP, cta_reduce
 from ..unit import GpuUnit
+from . import cooperative
 from .plan import Plan, Spread, spread_for, takes
 from .simt import SimtPlan, holds
 
@@ -67,6 +68,8 @@ def norms_fused(
 ) -> bool:
     """Whether a product normalises its own activations: whole rows, in shared memory at once."""
     if batch > _FUSED_ROWS or not norm.in_vectors:
+        return False
+    if cooperative.takes(batch, norm.dim, dtype, unit):
         return False
     if unit.ptx and takes(norm.dim, dtype):
         return (spread or spread_for(batch, unit)).stages(batch, norm.dim)

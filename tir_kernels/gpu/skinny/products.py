@@ -16,6 +16,8 @@ from tvm.script import tirx as T
 from ...vector_math import silu
 from ..dependent_launch import DependentLaunch
 from ..unit import GpuUnit
+from . import cooperative
+from .cooperative import CooperativePlan, cooperative_product
 from .ending import Ending
 from .norms import Norm, Normalised, norms_fused
 from .plan import Plan, Shape, Spread, spread_for
@@ -40,6 +42,16 @@ class Product:
     run: Callable
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One product of a kernel: ``sms`` multiprocessors for it, what comes before and after."""
+
+    shape: Shape
+    sms: int
+    source: Rows | Normalised
+    ending: Ending
+
+
 class _Maker:
     """How the products of one kernel are made: their unit, spread and launch."""
 
@@ -54,28 +66,44 @@ class _Maker:
             return Normalised(norm), "float32"
         return Rows(), self.dtype
 
-    def tensor_cores(self, *plans: Plan) -> bool:
-        """Whether all of a kernel's products fit the tensor cores."""
-        return self.unit.ptx and all(plan.fits for plan in plans)
+    def products(self, *parts: Part) -> list[Product]:
+        """Those of one kernel, all with the same number of threads."""
+        shapes = [part.shape for part in parts]
+        if self.unit.ptx:
+            spreads = [dataclasses.replace(self.spread, sms=part.sms) for part in parts]
+            plans = _alike([Plan(*pair) for pair in zip(shapes, spreads, strict=True)])
+            if all(plan.fits for plan in plans):
+                return [self._tensor_cores(*pair) for pair in zip(parts, plans, strict=True)]
+        if all(cooperative.serves(shape, self.unit) for shape in shapes):
+            matrices = _alike([CooperativePlan(p.shape, self.unit, p.sms) for p in parts])
+            return [_matrix_units(*pair) for pair in zip(parts, matrices, strict=True)]
+        return [self._lanes(part) for part in parts]
 
-    def product(
-        self, source: Rows | Normalised, ending: Ending, plan: Plan, tensor_cores: bool
-    ) -> Product:
-        """``plan`` is the one for tensor cores."""
-        launch = self.launch
-        if tensor_cores:
-            run = tensor_core_product(plan, source, ending, launch)
-            return Product(plan.ctas, plan.threads, plan.bytes, "uint8", "shared.dyn", run)
-        simt = SimtPlan(plan.shape, self.unit, self.spread.sms)
-        run = simt_product(simt, source, ending, launch)
-        return Product(simt.ctas, simt.threads, simt.staged, self.dtype, "shared", run)
+    def _tensor_cores(self, part: Part, plan: Plan) -> Product:
+        run = tensor_core_product(plan, part.source, part.ending, self.launch)
+        return Product(plan.ctas, plan.threads, plan.bytes, "uint8", "shared.dyn", run)
+
+    def _lanes(self, part: Part) -> Product:
+        plan = SimtPlan(part.shape, self.unit, self.spread.sms)
+        run = simt_product(plan, part.source, part.ending, self.launch)
+        return Product(plan.ctas, plan.threads, plan.staged, self.dtype, "shared", run)
 
     def one(
         self, inputs: int, outputs: int, source: Rows | Normalised, ending: Ending, gated=False
     ) -> Product:
         shape = Shape(self.batch, inputs, outputs, self.dtype, gated)
-        plan = Plan(shape, self.spread)
-        return self.product(source, ending, plan, self.tensor_cores(plan))
+        return self.products(Part(shape, self.spread.sms, source, ending))[0]
+
+
+def _matrix_units(part: Part, plan: CooperativePlan) -> Product:
+    run = cooperative_product(plan, part.ending)
+    return Product(plan.ctas, plan.threads, plan.words, "uint32", "shared", run)
+
+
+def _alike(plans: list) -> list:
+    """The plans with as many tiles for a CTA as the one that has most."""
+    tiles = max(plan.tiles for plan in plans)
+    return [dataclasses.replace(plan, least_tiles=tiles) for plan in plans]
 
 
 @functools.cache
@@ -111,18 +139,14 @@ def projections_step(
             T.And(output >= z_dim, output < z_dim + value_dim), silu(sums[0]), sums[0]
         )
 
-    # CTAs in proportion to the outputs, all of the same size.
+    # CTAs in proportion to the outputs.
     launch, sms = make.launch, make.spread.sms
     share = max(1, sms * value_dim // (value_dim + columns))
-    plans = [
-        Plan(Shape(batch, dim, outputs, dtype), dataclasses.replace(make.spread, sms=own))
-        for outputs, own in ((value_dim, share), (columns, sms - share))
-    ]
-    tiles = max(plan.tiles for plan in plans)
-    plans = [dataclasses.replace(plan, least_tiles=tiles) for plan in plans]
-    tensor_cores = make.tensor_cores(*plans)
-    first = make.product(Rows(), Ending(write_v, bias_of), plans[0], tensor_cores)
-    second = make.product(source, Ending(write_projected, bias_of), plans[1], tensor_cores)
+    of_v, of_columns = (Shape(batch, dim, outputs, dtype) for outputs in (value_dim, columns))
+    first, second = make.products(
+        Part(of_v, share, Rows(), Ending(write_v, bias_of)),
+        Part(of_columns, sms - share, source, Ending(write_projected, bias_of)),
+    )
 
     @T.prim_func(private=True)
     def projections_step(
