@@ -358,7 +358,8 @@ def decode(work: Work) -> dict[str, Cost]:
 
 _NAMES = frozenset(
     ["embed", *_LAYER, "last_row", "logits", "advance", *_COMMIT]
-    + [*_LAYER_STEP, "timenorm_step", "advance_step", "logits_step", "sample"]
+    + [*_LAYER_STEP, "rmsnorm_step", "layernorm_step"]
+    + ["timenorm_step", "advance_step", "logits_step", "sample"]
 )
 
 

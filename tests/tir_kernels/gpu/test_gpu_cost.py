@@ -71,7 +71,7 @@ def test_a_commit_computes_little_more_than_the_operation() -> None:
     "name, wanted",
     [
         ("fc1", "fc1"), ("fc12", "fc1"), ("wh2", "wh2"), ("wh21", "wh2"), ("fc2_step", "fc2_step"),
-        ("fc2_step10", "fc2_step"), ("timenorm1", "timenorm"),
+        ("fc2_step10", "fc2_step"), ("timenorm1", "timenorm"), ("rmsnorm_step2", "rmsnorm_step"),
         ("memory_levels", "memory_levels"), ("something3", "something3"), ("advance", "advance"),
     ],
 )  # fmt: skip
