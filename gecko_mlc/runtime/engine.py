@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -25,6 +26,7 @@ from gecko_mlc.runtime.steps import Steps
 from gecko_mlc.runtime.weights import load_parameters
 
 _MAX_POSITION = 2**31 - 1
+_MAX_STRIDE = 2**31 - 1  # elements of a state tensor from layer to layer
 
 
 class SequenceError(ValueError):
@@ -189,6 +191,12 @@ class Engine:
         return sequence
 
     def _new_state(self, slots: int) -> tvm_ffi.Array:
+        largest = max(math.prod(row["shape"]) for row in self.metadata["state"])
+        if slots * largest > _MAX_STRIDE:
+            raise SequenceError(
+                f"slots is {slots}, wanted at most {_MAX_STRIDE // largest} for this model: TVM "
+                "counts the elements from layer to layer in 32 bits"
+            )
         shapes = [((slots,), "int32")] + [
             ((row["layers"], slots, *row["shape"]), row["dtype"]) for row in self.metadata["state"]
         ]

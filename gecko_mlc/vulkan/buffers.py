@@ -126,14 +126,29 @@ class Buffers:
     def _global(self, root: int, address: int, dtype: str) -> Memory:
         writable = self._uses.of(root).stored
 
-        def base(view: View) -> tuple[int, ...]:
+        zero = self._scalars.constant("int32", 0)
+
+        def seen(view: View) -> None:
             if view.bytes == 2:
                 self._module.capability(Capability.StorageBuffer16BitAccess)
+
+        def base(view: View) -> tuple[int, ...]:
+            seen(view)
             pointer = address
             if view != address_view(dtype):
                 kind = self._pointer_type(view, writable)
                 pointer = self._scalars.code.at_entry(Op.Bitcast, kind, address)
-            return (pointer, self._scalars.constant("int32", 0))
+            return (pointer, zero)
+
+        def advance(view: View, number: int) -> tuple[int, ...]:
+            seen(view)
+            wide = self._scalars.kind("int64")
+            start = self._scalars.code.at_entry(Op.ConvertPtrToU, wide, address)
+            size = self._scalars.constant("int64", view.width * view.bytes)
+            offset = self._scalars.binary("Mul", "int64", number, size)
+            place = self._scalars.binary("Add", "int64", start, offset)
+            kind = self._pointer_type(view, writable)
+            return (self._scalars.code.value(Op.ConvertUToPtr, kind, place), zero)
 
         return Memory(
             self._scalars,
@@ -142,6 +157,7 @@ class Buffers:
             self._exchanged(root),
             base,
             global_view,
+            advance,
         )
 
     def _pointer_type(self, view: View, writable: bool) -> int:

@@ -44,6 +44,8 @@ class Op:
     UConvert = 113
     SConvert = 114
     FConvert = 115
+    ConvertPtrToU = 117
+    ConvertUToPtr = 120
     Bitcast = 124
     FNegate = 127
     IAdd = 128

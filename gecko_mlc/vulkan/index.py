@@ -32,6 +32,11 @@ class Index:
         self._definitions = definitions
         self._dtype = str(expression.ty.dtype)
 
+    @property
+    def wide(self) -> bool:
+        """Whether it has 64 bits."""
+        return self._dtype == "int64"
+
     def over(self, divisor: int, offset: int = 0) -> int:
         """The index divided by a power of two and rounded down, plus ``offset``."""
         result = self._quotient(self._expression, divisor, _DEPTH)

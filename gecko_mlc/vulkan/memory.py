@@ -49,7 +49,8 @@ class Memory:
     """Loads and stores through pointers of one storage class.
 
     ``exchanged`` is whether threads may load what other threads of the kernel have stored.
-    ``base`` gives, for a view, the pointer and the indices that lead to its array.
+    ``base`` gives, for a view, the pointer and the indices that lead to its array. ``advance``, of
+    global memory, gives the same for the array from an element of it on, whose number has 64 bits.
     """
 
     def __init__(
@@ -60,11 +61,12 @@ class Memory:
         exchanged: bool,
         base: Callable[[View], tuple[int, ...]],
         view: Callable[[str, int], View],
+        advance: Callable[[View, int], tuple[int, ...]] | None = None,
     ):
         self._scalars, self._packing = scalars, packing
         self._code, self._module = scalars.code, scalars.module
         self._storage, self._exchanged = storage, exchanged
-        self._base, self._view = base, view
+        self._base, self._view, self._advance = base, view, advance
 
     def load(self, index: Index, dtype: str, lanes: int) -> list[int]:
         """The elements from ``index`` on."""
@@ -102,30 +104,34 @@ class Memory:
         """
         view = self._view(dtype, 1)
         per_vector = view.width * view.bytes // BYTES[dtype]
-        chain = self._chain(view, view.width, *self._base(view), index.over(per_vector))
-        return chain, per_vector
+        return self._chain(view, view.width, *self._element(view, index, per_vector)), per_vector
 
     def _parts(self, view: View, index: Index, dtype: str, lanes: int) -> list[tuple[int, int]]:
         """Pointers to what makes up an access, and how many components each points to."""
         count, width = view.components(dtype, lanes), view.width
-        base = self._base(view)
-        if width == 1:
-            ratio = max(1, view.bytes // BYTES[dtype])
-            return [
-                (self._chain(view, 1, *base, index.over(ratio, number)), 1)
-                for number in range(count)
-            ]
-        per_vector = width * view.bytes // BYTES[dtype]  # elements
+        ratio = max(1, view.bytes // BYTES[dtype])
         if count % width == 0:
-            return [
-                (self._chain(view, width, *base, index.over(per_vector, number)), width)
+            places = [
+                self._element(view, index, width * ratio, number)
                 for number in range(count // width)
             ]
-        vector, ratio = index.over(per_vector), max(1, view.bytes // BYTES[dtype])
+            return [(self._chain(view, width, *place), width) for place in places]
+        per_vector = width * view.bytes // BYTES[dtype]  # elements
+        vector = self._element(view, index, per_vector)
         return [
-            (self._chain(view, 1, *base, vector, index.within(per_vector, ratio, number)), 1)
+            (self._chain(view, 1, *vector, index.within(per_vector, ratio, number)), 1)
             for number in range(count)
         ]
+
+    def _element(self, view: View, index: Index, size: int, number: int = 0) -> tuple[int, ...]:
+        """The pointer and the indices of the array's element that is ``number`` behind the one at
+        ``index``; one is ``size`` of what the index counts.
+        """
+        if self._advance is None or not index.wide:
+            return (*self._base(view), index.over(size, number))
+        # A chain's offset must not be counted on to have more than 32 bits.
+        base = self._advance(view, index.over(size))
+        return (*base, self._scalars.constant("int32", number))
 
     def _chain(self, view: View, width: int, *indices: int) -> int:
         pointer = self._module.pointer(self._storage, self._vector(view, width))

@@ -175,6 +175,9 @@ def test_numbers_of_threads_and_slots(tiny_model: Model) -> None:
     refusal(LibraryError, ["threads is 0, wanted at least 1"], *tiny_model, threads=0)
     refusal(LibraryError, ["threads is -1, wanted at least 1"], *tiny_model, threads=-1)
     refusal(SequenceError, ["slots is 0, wanted at least 1"], *tiny_model, slots=0)
+    # Values: two chunks of 64 rows, 256 wide.
+    words = ["slots is 65536, wanted at most 65535"]
+    refusal(SequenceError, words, *tiny_model, slots=2**31 // (2 * 64 * 256))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ def _truncated(a: int, b: int) -> int:
 
 ARITHMETIC: dict[int, Callable[..., Any]] = {
     113: _integer(lambda value: value),
+    114: _integer(lambda value: signed(value, 32)),  # from 32 bits
     115: _float(lambda value: value),
     128: _integer(operator.add),
     129: _float(operator.add),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
-from spirv_arithmetic import ARITHMETIC, GLSL, NUMPY, signed
+from spirv_arithmetic import ARITHMETIC, GLSL, NUMPY
 
 SUBGROUP = 32
 MATRIX = 16  # rows and columns
@@ -184,7 +184,8 @@ class Shader:
             elif name == "vector":
                 address, kind = address + index * self.size(parts[0]), parts[0]
             else:
-                address, kind = address + signed(index, 32) * self._stride(kind), parts[0]
+                offset = index * self._stride(kind) & 0xFFFFFFFF  # as drivers do
+                address, kind = address + offset, parts[0]
         return address
 
     def run(self, memory: Memory, push_constants: bytes, workgroups: int) -> None:
