@@ -11,6 +11,7 @@ from kernel_runner import DTYPES, assert_near, silu
 from gpu.gpu_runner import GpuKernel
 from gpu.gpu_units import COOPERATIVE, LARGE, LEAST
 from tir_kernels.gpu import skinny
+from tir_kernels.gpu.skinny.cooperative import CooperativePlan
 from tir_kernels.gpu.skinny.plan import BLOCK, Plan, Shape, spread_for
 from tir_kernels.gpu.unit import SM80, SM90A, GpuUnit
 
@@ -272,3 +273,20 @@ def test_norms(case: Case) -> None:
         x, weight, bias, y
     )
     assert_near(found, normalised(case, True, x, weight, bias), tolerance)
+
+
+@pytest.mark.parametrize("batch", [8, 16, 32])
+@pytest.mark.parametrize("unit", [COOPERATIVE, SMALL, GpuUnit("cooperative", 128, 32 << 10)])
+@pytest.mark.parametrize("outputs", [(8192, 13312), (40, 8192), (17, 100)])
+def test_matrix_units_of_one_kernel(batch: int, unit: GpuUnit, outputs: tuple[int, int]) -> None:
+    """Products of one kernel have the same threads, and each keeps to the unit's limits."""
+    shapes = [Shape(batch, 4096, n, "float16") for n in outputs]
+    for few in (True, False):
+        plans = [CooperativePlan(shape, unit, 66, few) for shape in shapes]
+        tiles = max(plan.tiles for plan in plans)
+        plans = [dataclasses.replace(plan, least_tiles=tiles) for plan in plans]
+        assert len({plan.threads for plan in plans}) == 1
+        for plan in plans:
+            assert plan.threads <= unit.threads and 4 * plan.words <= unit.shared
+            assert plan.ctas * plan.tiles * 16 >= plan.shape.outputs
+            assert plan.chunks * plan.chunk == 4096 and plan.chunks % plan.together == 0

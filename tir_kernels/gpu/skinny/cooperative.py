@@ -42,11 +42,15 @@ _BLOCK_VECTORS = TILE * _ROW_LANES // WARP
 
 @dataclasses.dataclass(frozen=True)
 class CooperativePlan:
-    """Which outputs, inputs and loads are whose; ``multiprocessors`` are to be kept busy."""
+    """Which outputs, inputs and loads are whose; ``multiprocessors`` are to be kept busy.
+
+    ``small`` CTAs are two for a multiprocessor. All have ``least_tiles`` tiles at least.
+    """
 
     shape: Shape
     unit: GpuUnit
     multiprocessors: int
+    small: bool
     least_tiles: int = 1
 
     @property
@@ -60,12 +64,9 @@ class CooperativePlan:
         return -(-self.shape.batch // SIZE)
 
     @property
-    def _small(self) -> bool:
-        """Whether CTAs should be small, two for a multiprocessor (what was fastest on an H200).
-
-        With many rows each CTA must do more with them.
-        """
-        return self.across == 1
+    def stages(self) -> int:
+        """Blocks of weights that a warp has room for in shared memory."""
+        return 2 if self.small else 1
 
     @property
     def all_tiles(self) -> int:
@@ -83,13 +84,13 @@ class CooperativePlan:
 
     @property
     def _most_warps(self) -> int:
-        warps = self.unit.cta(256 if self._small else 512) // WARP
+        warps = self.unit.cta(256 if self.small else 512) // WARP
         return next(n for n in range(warps, 0, -1) if self._fits(n, 1, 1))
 
     @property
     def ctas(self) -> int:
         """As many as multiprocessors, or a multiple of that."""
-        least = self.multiprocessors * (2 if self._small else 1)
+        least = self.multiprocessors * (2 if self.small else 1)
         return min(self.all_tiles, least * -(-self.all_tiles // (least * self._most_warps)))
 
     @property
@@ -126,8 +127,8 @@ class CooperativePlan:
 
     @property
     def _most_blocks(self) -> int:
-        """Blocks of inputs that a warp may have on their way."""
-        vectors = 8 if self._small else 4  # of a lane
+        """Blocks of inputs that a warp may have on their way, beside its sums in registers."""
+        vectors = 8 if self.halves * self.across < 4 else 4
         return max(1, vectors // (_BLOCK_VECTORS * self.halves))
 
     @property
@@ -168,11 +169,11 @@ class CooperativePlan:
     @property
     def words(self) -> int:
         """Of shared memory: a chunk of activations and weights, afterwards sums."""
-        return max(self.weights + self.warps * _TILE_WORDS, self.warps * self.strip)
+        return max(self.weights + self.warps * self.stages * _TILE_WORDS, self.warps * self.strip)
 
     def _fits(self, warps: int, splits: int, blocks: int) -> bool:
         activations = self.across * SIZE * (splits * blocks * BLOCK // 2 + _PADDING)
-        words = max(activations + warps * _TILE_WORDS, warps * self.strip)
+        words = max(activations + warps * self.stages * _TILE_WORDS, warps * self.strip)
         return 4 * words <= self.unit.shared
 
 
@@ -189,6 +190,15 @@ def takes(batch: int, inputs: int, dtype: str, unit: GpuUnit) -> bool:
 def serves(shape: Shape, unit: GpuUnit) -> bool:
     """Whether matrix units can serve the shape."""
     return takes(shape.batch, shape.inputs, shape.dtype, unit) and shape.outputs >= TILE
+
+
+def small(shape: Shape, multiprocessors: int) -> bool:
+    """Whether small CTAs are better: they keep multiprocessors busier (on an H200).
+
+    Each CTA reads all activations: all of them should not read more of those than of weights.
+    """
+    rows = shape.outputs * (2 if shape.gated else 1)
+    return 2 * multiprocessors * shape.batch <= rows
 
 
 def cooperative_product(plan: CooperativePlan, ending: Ending):
@@ -219,9 +229,10 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
         row = output + half * shape.outputs + i * (WARP // _ROW_LANES) + lane // _ROW_LANES
         return T.Cast("int64", row)
 
-    def own_tile(warp):
-        """Where a warp's weights lie."""
-        return plan.weights + warp * _TILE_WORDS
+    def own_tile(warp, j, half):
+        """Where a warp's weights of a block lie."""
+        stage = (j * halves + half) % plan.stages
+        return plan.weights + (warp * plan.stages + stage) * _TILE_WORDS
 
     def place(item):
         """Tile of an item, counted from the CTA's first, row in it, and batch row."""
@@ -283,7 +294,7 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
         for i in T.unroll(_BLOCK_VECTORS):
             row = T.meta_var(i * (WARP // _ROW_LANES) + tx % WARP // _ROW_LANES)
             target = T.meta_var(
-                own_tile(tx // WARP) + row * _TILE_STRIDE + tx % WARP % _ROW_LANES * _WORDS
+                own_tile(tx // WARP, j, half) + row * _TILE_STRIDE + tx % WARP % _ROW_LANES * _WORDS
             )
             arena[T.Ramp(target, 1, _WORDS)] = weights[vector(c, j, half, i)]
 
@@ -298,9 +309,10 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
             put_block(arena, weights, c, j, half, tx)
             T.cuda.warp_sync()
             for k in T.unroll(matrices):
-                word = T.meta_var(own_tile(tx // WARP) + k * SIZE // 2)
+                word = T.meta_var(own_tile(tx // WARP, j, half) + k * SIZE // 2)
                 load_left(w, k, arena.ptr_to([word]), _TILE_STRIDE)
-            T.cuda.warp_sync()
+            if plan.stages == 1:  # with two, lanes that are ahead write to the other
+                T.cuda.warp_sync()
             for k in T.unroll(matrices):
                 for n in T.unroll(across):
                     multiply_add(sums, half * across + n, w, k, x, n * matrices + k)

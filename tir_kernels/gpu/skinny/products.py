@@ -75,7 +75,8 @@ class _Maker:
             if all(plan.fits for plan in plans):
                 return [self._tensor_cores(*pair) for pair in zip(parts, plans, strict=True)]
         if all(cooperative.serves(shape, self.unit) for shape in shapes):
-            matrices = _alike([CooperativePlan(p.shape, self.unit, p.sms) for p in parts])
+            small = all(cooperative.small(part.shape, part.sms) for part in parts)
+            matrices = _alike([CooperativePlan(p.shape, self.unit, p.sms, small) for p in parts])
             return [_matrix_units(*pair) for pair in zip(parts, matrices, strict=True)]
         return [self._lanes(part) for part in parts]
 
