@@ -65,8 +65,11 @@ class CooperativePlan:
 
     @property
     def stages(self) -> int:
-        """Blocks of weights that a warp has room for in shared memory."""
-        return 2 if self.small else 1
+        """Blocks of weights that a warp has room for in shared memory.
+
+        Two save a barrier for each block; with two halves of a block that did not pay (on an H200).
+        """
+        return 2 if self.small and not self.shape.gated else 1
 
     @property
     def all_tiles(self) -> int:
@@ -229,10 +232,9 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
         row = output + half * shape.outputs + i * (WARP // _ROW_LANES) + lane // _ROW_LANES
         return T.Cast("int64", row)
 
-    def own_tile(warp, j, half):
+    def own_tile(warp, j):
         """Where a warp's weights of a block lie."""
-        stage = (j * halves + half) % plan.stages
-        return plan.weights + (warp * plan.stages + stage) * _TILE_WORDS
+        return plan.weights + (warp * plan.stages + j % plan.stages) * _TILE_WORDS
 
     def place(item):
         """Tile of an item, counted from the CTA's first, row in it, and batch row."""
@@ -294,7 +296,7 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
         for i in T.unroll(_BLOCK_VECTORS):
             row = T.meta_var(i * (WARP // _ROW_LANES) + tx % WARP // _ROW_LANES)
             target = T.meta_var(
-                own_tile(tx // WARP, j, half) + row * _TILE_STRIDE + tx % WARP % _ROW_LANES * _WORDS
+                own_tile(tx // WARP, j) + row * _TILE_STRIDE + tx % WARP % _ROW_LANES * _WORDS
             )
             arena[T.Ramp(target, 1, _WORDS)] = weights[vector(c, j, half, i)]
 
@@ -309,7 +311,7 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
             put_block(arena, weights, c, j, half, tx)
             T.cuda.warp_sync()
             for k in T.unroll(matrices):
-                word = T.meta_var(own_tile(tx // WARP, j, half) + k * SIZE // 2)
+                word = T.meta_var(own_tile(tx // WARP, j) + k * SIZE // 2)
                 load_left(w, k, arena.ptr_to([word]), _TILE_STRIDE)
             if plan.stages == 1:  # with two, lanes that are ahead write to the other
                 T.cuda.warp_sync()
