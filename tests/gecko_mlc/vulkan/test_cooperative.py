@@ -133,6 +133,25 @@ def test_kernels_of_prefill(make, arguments: tuple, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch, dim, outputs", [(8, 128, 40), (19, 64, 48)])
+def test_product_of_a_step(batch: int, dim: int, outputs: int, dtype: str) -> None:
+    """Inputs shared by warps, a last tile that is not whole, rows that are none."""
+    (kernel,) = _compiled(skinny.logits_step(batch, dim, outputs, dtype, TARGET.unit))
+    shader, memory = Shader(kernel.spirv), Memory()
+    rng = np.random.default_rng(batch)
+    o = rng.standard_normal((batch, dim)).astype(DTYPES[dtype])
+    w = rng.standard_normal((outputs, dim)).astype(DTYPES[dtype])
+    y = bytearray(b"\xff" * (4 * batch * outputs))
+    addresses = [memory.add(bytearray(array.tobytes())) for array in (o, w)]
+    assert kernel.arguments == ("address", "address", "address")
+    arguments = struct.pack("<QQQ", *addresses, memory.add(y))
+    shader.run(memory, arguments, workgroups=-(-outputs // 16))
+    wanted = o.astype(np.float64) @ w.astype(np.float64).T
+    found = np.frombuffer(y, np.float32).reshape(wanted.shape)
+    assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [8, 32])
 def test_kernels_of_a_step(batch: int, dtype: str) -> None:
     """So do the products of eight sequences and more."""
