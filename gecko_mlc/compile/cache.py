@@ -13,7 +13,7 @@ from typing import Any
 from gecko_mlc.compile import CompileError
 from gecko_mlc.compile.presets import presets
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.runtime import cuda
+from gecko_mlc.runtime import cuda, metal
 from gecko_mlc.runtime.engine import read_chat_config
 
 
@@ -61,10 +61,12 @@ def cache_folder() -> Path:
 
 
 def target_name(target: str) -> str:
-    """The target for a device of this machine; other names stay."""
+    """The target for a device of this machine, which must be there; other names stay."""
     kind, _, index = target.partition(":")
     if kind == "vulkan":
         return f"vulkan-from-device:{index}" if index else "vulkan-from-device"
+    if kind == "metal":
+        metal.load_runtime()
     if kind != "cuda":
         return target
     cuda.load_runtime()

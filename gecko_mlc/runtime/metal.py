@@ -9,7 +9,7 @@ import tvm
 import tvm_ffi
 
 
-class MetalError(RuntimeError):
+class MetalError(ValueError):
     """No Metal here; the message says what was looked for."""
 
 

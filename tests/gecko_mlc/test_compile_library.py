@@ -16,7 +16,7 @@ from gecko_mlc.compile import library as compiler
 from gecko_mlc.compile.library import compile_library
 from gecko_mlc.compile.targets import TargetError, cpu_target, resolve, vector_unit
 from gecko_mlc.config import GeckoConfig
-from gecko_mlc.runtime import machine
+from gecko_mlc.runtime import machine, metal
 from gecko_mlc.runtime.engine import Engine
 from tir_kernels.vector_unit import AVX2, AVX512, NEON, PORTABLE
 
@@ -148,6 +148,15 @@ def test_cache_compiles_once_for_each_model(
     monkeypatch.setattr(compiler, "versions", lambda: {"tvm": "another"})
     libraries.add(cache.cached_library(model))
     assert len(libraries) == len(compiled) == 4
+
+    def absent() -> None:
+        raise metal.MetalError("no Metal here")
+
+    # A device that is not there is told before anything is compiled for it.
+    monkeypatch.setattr(metal, "load_runtime", absent)
+    with pytest.raises(metal.MetalError, match="no Metal here"):
+        cache.cached_library(model, target="metal")
+    assert len(compiled) == 4
 
 
 @pytest.mark.parametrize(
