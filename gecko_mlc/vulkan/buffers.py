@@ -70,6 +70,8 @@ class Buffers:
 
     def address_type(self, handle: int, dtype: str) -> int:
         """The type of a parameter that is the address of elements of ``dtype``."""
+        if dtype not in BYTES:
+            raise Unsupported(f"memory of type {dtype}")
         return self._pointer_type(address_view(dtype), self._uses.of(handle).stored)
 
     def address(self, handle: int, value: int, dtype: str) -> None:

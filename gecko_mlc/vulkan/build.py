@@ -16,14 +16,19 @@ _NAME = "target.build.vulkan"
 def build_vulkan(mod: tvm.IRModule, target: tvm.target.Target):
     """The runtime module of a module of lowered kernels. CompileError for what has no translation,
     or without the package's native library.
+
+    Where the runtime is loaded the module can be run; elsewhere it can only be exported.
     """
     limits = Limits.of(target)
     kernels = [compile_kernel(function, limits) for function in mod.functions.values()]
+    binary = pack(kernels)
+    runnable = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.vulkan", allow_missing=True)
+    if runnable is not None:
+        return runnable(binary)
     try:
-        binary_module = native.function("binary_module")
+        return native.function("binary_module")("vulkan", binary)
     except OSError as error:
         raise CompileError(f"cannot put SPIR-V into a library: {error}") from error
-    return binary_module("vulkan", pack(kernels))
 
 
 def register() -> None:

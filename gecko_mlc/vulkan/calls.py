@@ -15,7 +15,6 @@ from tvm.ir import Call, StringImm
 
 from gecko_mlc.vulkan.enumerants import BuiltIn, Capability, Glsl, Op, Scope, Semantics
 from gecko_mlc.vulkan.unsupported import Unsupported
-from tir_kernels.gpu.reduce import WARP
 
 if TYPE_CHECKING:
     from gecko_mlc.vulkan.expressions import Expressions
@@ -35,17 +34,53 @@ _HALVES = ("float16", "bfloat16")
 
 
 def _function(number: int) -> Translator:
-    """An elementary function of float32 in GLSL.std.450."""
+    """An elementary function in GLSL.std.450, computed in float32."""
 
     def translate(expressions: Expressions, call: Call) -> list[int]:
         operands = [operand for operand in call.args if not isinstance(operand, StringImm)]
-        for operand in operands:
-            if operand.ty.dtype.with_lanes(1) != "float32":
+        dtypes = [str(operand.ty.dtype.with_lanes(1)) for operand in operands]
+        for operand, dtype in zip(operands, dtypes, strict=True):
+            if not dtype.startswith(("float16", "float32", "bfloat16")):
                 raise Unsupported(f"{call.op.name.removeprefix('tirx.')} of {operand.ty.dtype}")
-        kind = expressions.scalars.kind("float32")
-        return expressions.each(lambda *x: expressions.code.glsl(number, kind, *x), *operands)
+        scalars = expressions.scalars
+
+        def apply(*values: int) -> int:
+            wide = [
+                scalars.cast(value, dtype, "float32")
+                for value, dtype in zip(values, dtypes, strict=True)
+            ]
+            result = expressions.code.glsl(number, scalars.kind("float32"), *wide)
+            return scalars.cast(result, "float32", dtypes[0])
+
+        return expressions.each(apply, *operands)
 
     return translate
+
+
+def _erf(expressions: Expressions, call: Call) -> list[int]:
+    """The error function to 3e-7 (Abramowitz and Stegun, 7.1.26)."""
+    scalars, kind = expressions.scalars, expressions.scalars.kind("float32")
+
+    def operate(name: str, a: int, b: int) -> int:
+        return scalars.binary(name, "float32", a, b)
+
+    def number(value: float) -> int:
+        return scalars.constant("float32", value)
+
+    def erf(x: int) -> int:
+        size = expressions.code.glsl(Glsl.FAbs, kind, x)
+        scaled = operate("Add", number(1.0), operate("Mul", number(0.3275911), size))
+        t = operate("Div", number(1.0), scaled)
+        series = number(1.061405429)
+        for factor in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+            series = operate("Add", operate("Mul", series, t), number(factor))
+        square = operate("Mul", operate("Sub", number(0.0), x), x)
+        tail = expressions.code.glsl(Glsl.Exp, kind, square)
+        value = operate("Sub", number(1.0), operate("Mul", operate("Mul", series, t), tail))
+        below = scalars.binary("LT", "float32", x, number(0.0))
+        return scalars.select("float32", below, operate("Sub", number(0.0), value), value)
+
+    return expressions.each(erf, call.args[1])
 
 
 def _if_then_else(expressions: Expressions, call: Call) -> list[int]:
@@ -79,7 +114,8 @@ def _barrier(expressions: Expressions, call: Call) -> list[int]:
     """All threads of the CTA, or of a warp, have come here, and see what the others stored."""
     scope = Scope.Workgroup
     if call.args[0].value == "warp":
-        require_warps(expressions, call)
+        if expressions.subgroup == 0:
+            raise Unsupported("the barrier of a warp without subgroups")
         expressions.module.capability(Capability.GroupNonUniform)
         scope = Scope.Subgroup
     elif call.args[0].value != "shared":
@@ -96,19 +132,19 @@ def _barrier(expressions: Expressions, call: Call) -> list[int]:
 
 def _shuffle_xor(expressions: Expressions, call: Call) -> list[int]:
     if not isinstance(call.args[2], tirx.IntImm) or call.args[2].value >= expressions.subgroup:
-        require_warps(expressions, call)
+        _warp(expressions, call)
     expressions.module.capability(Capability.GroupNonUniformShuffle)
     mask = expressions.scalar(call.args[2])
     return [_shuffled(expressions, call, Op.GroupNonUniformShuffleXor, mask)]
 
 
 def _shuffle(expressions: Expressions, call: Call) -> list[int]:
-    require_warps(expressions, call)
+    warp = _warp(expressions, call)
     expressions.module.capability(Capability.GroupNonUniformShuffle)
     lane = expressions.scalar(call.args[2])
-    if expressions.subgroup > WARP:
+    if expressions.subgroup > warp:
         scalars = expressions.scalars
-        outside = scalars.constant("uint32", -WARP)
+        outside = scalars.constant("uint32", -warp)
         first = scalars.binary("BitwiseAnd", "uint32", _lane(expressions), outside)
         lane = scalars.binary("Add", "uint32", first, lane)
     return [_shuffled(expressions, call, Op.GroupNonUniformShuffle, lane)]
@@ -125,11 +161,11 @@ def _shuffle_down(expressions: Expressions, call: Call) -> list[int]:
 
 
 def _relative(expressions: Expressions, call: Call, opcode: int) -> list[int]:
-    require_warps(expressions, call)
+    warp = _warp(expressions, call)
     expressions.module.capability(Capability.GroupNonUniformShuffleRelative)
     scalars = expressions.scalars
     distance = expressions.scalar(call.args[2])
-    within = scalars.constant("uint32", WARP - 1)
+    within = scalars.constant("uint32", warp - 1)
     lane = scalars.binary("BitwiseAnd", "uint32", _lane(expressions), within)
     if opcode == Op.GroupNonUniformShuffleUp:
         inside = scalars.binary("LE", "uint32", distance, lane)
@@ -158,12 +194,13 @@ def _lane(expressions: Expressions) -> int:
     return expressions.code.at_entry(Op.Load, kind, variable)
 
 
-def require_warps(expressions: Expressions, call: Call) -> None:
-    """Unsupported unless subgroups hold whole warps."""
-    if expressions.subgroup == 0 or expressions.subgroup % WARP:
-        raise Unsupported(
-            f"{call.op.name.removeprefix('tirx.')} with subgroups of {expressions.subgroup}"
-        )
+def _warp(expressions: Expressions, call: Call) -> int:
+    """The lanes of the warp that a shuffle is in. Unsupported unless subgroups hold whole ones."""
+    warp = call.args[4].value
+    if expressions.subgroup == 0 or expressions.subgroup % warp:
+        name = call.op.name.removeprefix("tirx.")
+        raise Unsupported(f"{name} of {warp} lanes with subgroups of {expressions.subgroup}")
+    return warp
 
 
 INTRINSICS: dict[str, Translator] = {
@@ -197,4 +234,6 @@ EXTERNS: dict[str, Translator] = {
         for name in ("exp", "exp2", "log", "log2", "sqrt", "rsqrt", "tanh", "fabs")
         + ("floor", "ceil", "round", "trunc", "sin", "cos", "pow")
     },
+    "nearbyintf": INTRINSICS["round"],
+    "erff": _erf,
 }

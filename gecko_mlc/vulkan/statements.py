@@ -53,6 +53,8 @@ class Statements:
             case tirx.AttrStmt() if node.attr_key == "thread_extent":
                 self._axis(node.node.thread_tag, node.node.var, node.value)
                 self.translate(node.body)
+            case tirx.AttrStmt() if node.attr_key == "reduce_scope":
+                self.translate(node.body)  # which TVM has written out
             case tirx.AttrStmt():
                 raise Unsupported(f"the attribute {node.attr_key}")
             case _:
