@@ -28,6 +28,26 @@ def golden() -> Path:
     return Path(__file__).parent / "golden"
 
 
+def make_model(
+    folder: Path,
+    library: Path,
+    config: GeckoConfig,
+    tensors: Mapping[str, np.ndarray],
+    quantization: str,
+    target: str,
+) -> None:
+    """A folder of converted weights, and a library, a GPU's for steps of ``BATCHES`` alone."""
+    from gecko_mlc.compile.library import compile_library
+    from gecko_mlc.compile.targets import resolve
+    from relax_model.gpu import GpuGecko
+
+    convert(config, tensors, quantization, folder)
+    write_chat_config(config, quantization, folder, "bytes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GpuGecko, "batches", BATCHES)
+        compile_library(config, quantization, resolve(target), library)
+
+
 @pytest.fixture(scope="session")
 def build_model(tmp_path_factory: pytest.TempPathFactory) -> ModelBuilder:
     """``build_model(name, config, tensors, quantization, target="cpu")`` -> (folder, library).
@@ -46,21 +66,13 @@ def build_model(tmp_path_factory: pytest.TempPathFactory) -> ModelBuilder:
         quantization: str,
         target: str = "cpu",
     ) -> Model:
-        from gecko_mlc.compile.library import compile_library
-        from gecko_mlc.compile.targets import resolve
-        from relax_model.gpu import GpuGecko
-
         folder = shared / "models" / name
         library = folder / "library.so"
         folder.mkdir(parents=True, exist_ok=True)
         with (shared / "models" / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not library.is_file():
-                convert(config, tensors, quantization, folder)
-                write_chat_config(config, quantization, folder, "bytes")
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(GpuGecko, "batches", BATCHES)
-                    compile_library(config, quantization, resolve(target), library)
+                make_model(folder, library, config, tensors, quantization, target)
         return folder, library
 
     return build

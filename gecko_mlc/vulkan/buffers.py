@@ -127,30 +127,22 @@ class Buffers:
 
     def _global(self, root: int, address: int, dtype: str) -> Memory:
         writable = self._uses.of(root).stored
+        code, scalars = self._scalars.code, self._scalars
+        zero = scalars.constant("int32", 0)
 
-        zero = self._scalars.constant("int32", 0)
-
-        def seen(view: View) -> None:
+        def base(view: View, number: int | None = None) -> tuple[int, ...]:
             if view.bytes == 2:
                 self._module.capability(Capability.StorageBuffer16BitAccess)
-
-        def base(view: View) -> tuple[int, ...]:
-            seen(view)
-            pointer = address
-            if view != address_view(dtype):
-                kind = self._pointer_type(view, writable)
-                pointer = self._scalars.code.at_entry(Op.Bitcast, kind, address)
-            return (pointer, zero)
-
-        def advance(view: View, number: int) -> tuple[int, ...]:
-            seen(view)
-            wide = self._scalars.kind("int64")
-            start = self._scalars.code.at_entry(Op.ConvertPtrToU, wide, address)
-            size = self._scalars.constant("int64", view.width * view.bytes)
-            offset = self._scalars.binary("Mul", "int64", number, size)
-            place = self._scalars.binary("Add", "int64", start, offset)
             kind = self._pointer_type(view, writable)
-            return (self._scalars.code.value(Op.ConvertUToPtr, kind, place), zero)
+            if number is not None:
+                start = code.at_entry(Op.ConvertPtrToU, scalars.kind("int64"), address)
+                size = scalars.constant("int64", view.width * view.bytes)
+                offset = scalars.binary("Mul", "int64", number, size)
+                place = scalars.binary("Add", "int64", start, offset)
+                return (code.value(Op.ConvertUToPtr, kind, place), zero)
+            if view == address_view(dtype):
+                return (address, zero)
+            return (code.at_entry(Op.Bitcast, kind, address), zero)
 
         return Memory(
             self._scalars,
@@ -159,7 +151,6 @@ class Buffers:
             self._exchanged(root),
             base,
             global_view,
-            advance,
         )
 
     def _pointer_type(self, view: View, writable: bool) -> int:

@@ -40,7 +40,7 @@ def _function(number: int) -> Translator:
         operands = [operand for operand in call.args if not isinstance(operand, StringImm)]
         dtypes = [str(operand.ty.dtype.with_lanes(1)) for operand in operands]
         for operand, dtype in zip(operands, dtypes, strict=True):
-            if not dtype.startswith(("float16", "float32", "bfloat16")):
+            if dtype not in ("float32", *_HALVES):
                 raise Unsupported(f"{call.op.name.removeprefix('tirx.')} of {operand.ty.dtype}")
         scalars = expressions.scalars
 

@@ -124,19 +124,22 @@ class Code:
         self.effect(Op.SelectionMerge, merge, 0)
         self.effect(Op.BranchConditional, condition, taken, skipped)
         arms = [(taken, then)] if otherwise is None else [(taken, then), (skipped, otherwise)]
-        results: list[int | None] = []
+        results: list[int] = []
         before = dict(self._held)
         for label, arm in arms:
             self._held = dict(before)
             with self._nested(label):
-                results += [arm(), self._block]
+                value = arm()
+                if kind is not None:
+                    assert value is not None, "an arm without the value of the branch"
+                    results += [value, self._block]
                 self.effect(Op.Branch, merge)
             before = {r: v for r, v in before.items() if self._held.get(r) == v}
         self._held = before
         self._label(merge)
         if kind is None:
             return None
-        return self.result(Op.Phi, kind, *results)  # type: ignore[arg-type]
+        return self.result(Op.Phi, kind, *results)
 
     def loop(
         self,

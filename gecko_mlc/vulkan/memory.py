@@ -49,8 +49,8 @@ class Memory:
     """Loads and stores through pointers of one storage class.
 
     ``exchanged`` is whether threads may load what other threads of the kernel have stored.
-    ``base`` gives, for a view, the pointer and the indices that lead to its array. ``advance``, of
-    global memory, gives the same for the array from an element of it on, whose number has 64 bits.
+    ``base`` gives, for a view, the pointer and the indices that lead to its array; of global
+    memory, if asked, to the array from an element of it on, whose number has 64 bits.
     """
 
     def __init__(
@@ -59,14 +59,13 @@ class Memory:
         packing: Packing,
         storage: int,
         exchanged: bool,
-        base: Callable[[View], tuple[int, ...]],
+        base: Callable[..., tuple[int, ...]],
         view: Callable[[str, int], View],
-        advance: Callable[[View, int], tuple[int, ...]] | None = None,
     ):
         self._scalars, self._packing = scalars, packing
         self._code, self._module = scalars.code, scalars.module
         self._storage, self._exchanged = storage, exchanged
-        self._base, self._view, self._advance = base, view, advance
+        self._base, self._view = base, view
 
     def load(self, index: Index, dtype: str, lanes: int) -> list[int]:
         """The elements from ``index`` on."""
@@ -110,13 +109,12 @@ class Memory:
         """Pointers to what makes up an access, and how many components each points to."""
         count, width = view.components(dtype, lanes), view.width
         ratio = max(1, view.bytes // BYTES[dtype])
+        per_vector = width * ratio  # elements
         if count % width == 0:
             places = [
-                self._element(view, index, width * ratio, number)
-                for number in range(count // width)
+                self._element(view, index, per_vector, number) for number in range(count // width)
             ]
             return [(self._chain(view, width, *place), width) for place in places]
-        per_vector = width * view.bytes // BYTES[dtype]  # elements
         vector = self._element(view, index, per_vector)
         return [
             (self._chain(view, 1, *vector, index.within(per_vector, ratio, number)), 1)
@@ -127,11 +125,11 @@ class Memory:
         """The pointer and the indices of the array's element that is ``number`` behind the one at
         ``index``; one is ``size`` of what the index counts.
         """
-        if self._advance is None or not index.wide:
-            return (*self._base(view), index.over(size, number))
-        # A chain's offset must not be counted on to have more than 32 bits.
-        base = self._advance(view, index.over(size))
-        return (*base, self._scalars.constant("int32", number))
+        if index.wide and self._storage == StorageClass.PhysicalStorageBuffer:
+            # A chain's offset must not be counted on to have more than 32 bits.
+            base = self._base(view, index.over(size))
+            return (*base, self._scalars.constant("int32", number))
+        return (*self._base(view), index.over(size, number))
 
     def _chain(self, view: View, width: int, *indices: int) -> int:
         pointer = self._module.pointer(self._storage, self._vector(view, width))

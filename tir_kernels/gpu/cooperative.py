@@ -24,8 +24,7 @@ from .warp_tile import WarpTile
 
 SIZE = 16  # rows and columns of a matrix
 PART = SIZE * SIZE // WARP  # elements of a lane
-# Words of a chunk of 16 bytes.
-_WORDS = 4
+WORDS = 4  # of a chunk of 16 bytes
 
 
 def _matrix(fragments, number):
@@ -64,6 +63,14 @@ def multiply_add(sums, number, left, i, right, j):
         _matrix(left, i),
         _matrix(right, j),
     )
+
+
+def words(buffer, indices):
+    """A chunk of 16-bit elements as words; it begins at a multiple of its size."""
+    # The compiler must see that it is aligned, or it loads single elements.
+    *outer, last = indices
+    chunk = buffer[(*outer, T.Ramp(last // CHUNK * CHUNK, 1, CHUNK))]
+    return T.reinterpret(f"uint32x{WORDS}", chunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +146,7 @@ class CooperativeTile(WarpTile):
     @property
     def _strip_stride(self) -> int:
         """Words from a row of a warp's sums to the next."""
-        return self._warp_size[1] + _WORDS
+        return self._warp_size[1] + WORDS
 
     @property
     def _left_stride(self) -> int:
@@ -178,23 +185,16 @@ class CooperativeTile(WarpTile):
                 return right(operands, chunk * CHUNK, step, row)
             return right(operands, row, step, chunk * CHUNK)
 
-        def words(buffer, indices):
-            """A chunk of 16-bit elements as words."""
-            # The compiler must see that it is aligned, or it loads single elements.
-            *outer, last = indices
-            chunk = buffer[(*outer, T.Ramp(last // CHUNK * CHUNK, 1, CHUNK))]
-            return T.reinterpret(f"uint32x{_WORDS}", chunk)
-
         @T.inline
         def load_chunk(values, number: int, buffer, indices, inside):
-            target = T.meta_var(T.Ramp(number * _WORDS, 1, _WORDS))
+            target = T.meta_var(T.Ramp(number * WORDS, 1, WORDS))
             if inside is None:
                 values[target] = words(buffer, indices)
             else:
                 if inside:
                     values[target] = words(buffer, indices)
                 else:
-                    values[target] = T.Broadcast(T.uint32(0), _WORDS)
+                    values[target] = T.Broadcast(T.uint32(0), WORDS)
 
         @T.inline
         def fetch(operands, next_left, next_right, step, tx):
@@ -210,9 +210,9 @@ class CooperativeTile(WarpTile):
             for i in T.unroll(loads):
                 number = T.meta_var(tx + i * threads)
                 target = T.meta_var(
-                    base + number // row_chunks * stride + number % row_chunks * _WORDS
+                    base + number // row_chunks * stride + number % row_chunks * WORDS
                 )
-                shared[T.Ramp(target, 1, _WORDS)] = values[T.Ramp(i * _WORDS, 1, _WORDS)]
+                shared[T.Ramp(target, 1, WORDS)] = values[T.Ramp(i * WORDS, 1, WORDS)]
 
         def left_source(shared, base, i, k, tx):
             row = tx // WARP // self.warp_columns * warp_rows_size + i * SIZE
@@ -232,7 +232,7 @@ class CooperativeTile(WarpTile):
 
         def place_in_strip(tx, run, word):
             row = run * (WARP // self._row_lanes) + tx % WARP // self._row_lanes
-            column = tx % self._row_lanes * CHUNK + word * _WORDS
+            column = tx % self._row_lanes * CHUNK + word * WORDS
             return tx // WARP * (SIZE * strip_stride) + row * strip_stride + column
 
         passes = SIZE * self._row_lanes // WARP
@@ -240,19 +240,19 @@ class CooperativeTile(WarpTile):
         @T.inline
         def take(shared, sums, matrices, tx):
             """sums += what the matrices have."""
-            values = T.alloc_local((_WORDS,), "float32")
+            values = T.alloc_local((WORDS,), "float32")
             for i in T.unroll(down):
                 for j in T.unroll(across):
                     store_sums(strip(shared, j * SIZE, tx), matrices, i * across + j, strip_stride)
                 T.tvm_storage_sync("shared")
                 for run in T.unroll(passes):
-                    for word in T.unroll(CHUNK // _WORDS):
+                    for word in T.unroll(CHUNK // WORDS):
                         place = T.meta_var(place_in_strip(tx, run, word))
-                        values[T.Ramp(0, 1, _WORDS)] = T.reinterpret(
-                            f"float32x{_WORDS}", shared[T.Ramp(place, 1, _WORDS)]
+                        values[T.Ramp(0, 1, WORDS)] = T.reinterpret(
+                            f"float32x{WORDS}", shared[T.Ramp(place, 1, WORDS)]
                         )
-                        for e in T.unroll(_WORDS):
-                            first = T.meta_var(((i * passes + run) * 2 + word) * _WORDS)
+                        for e in T.unroll(WORDS):
+                            first = T.meta_var(((i * passes + run) * 2 + word) * WORDS)
                             sums[first + e] = sums[first + e] + values[e]
                 T.tvm_storage_sync("shared")
 
@@ -268,8 +268,8 @@ class CooperativeTile(WarpTile):
 
         @T.inline
         def product(operands, shared, sums, steps, tx):
-            next_left = T.alloc_local((left_loads * _WORDS,), "uint32")
-            next_right = T.alloc_local((right_loads * _WORDS,), "uint32")
+            next_left = T.alloc_local((left_loads * WORDS,), "uint32")
+            next_right = T.alloc_local((right_loads * WORDS,), "uint32")
             a = T.alloc_local((down * PART,), dtype)
             b = T.alloc_local((across * PART,), dtype)
             matrices = T.alloc_local((down * across * PART,), "float32")

@@ -17,11 +17,13 @@ from ...vector_math import f32, total
 from ..cooperative import (
     PART,
     SIZE,
+    WORDS,
     clear_sums,
     load_left,
     load_right,
     multiply_add,
     store_sums,
+    words,
 )
 from ..reduce import WARP
 from ..tensor_core import CHUNK
@@ -30,10 +32,9 @@ from .ending import Ending
 from .plan import BLOCK, TILE, Shape
 
 _LEAST_BATCH = 8
-_WORDS = 4  # of 32 bits in a vector of 16 bytes
-_PADDING = 4  # words between rows in shared memory: eight rows then lie in different banks
-# A warp's weights in shared memory: words from row to row, and in all.
-_TILE_STRIDE = BLOCK // 2 + _PADDING
+# A warp's weights in shared memory: words from row to row, and in all. Rows are padded, as sums and
+# activations are: eight of them then lie in different banks.
+_TILE_STRIDE = BLOCK // 2 + WORDS
 _TILE_WORDS = TILE * _TILE_STRIDE
 # Lanes that load a row of a block, and vectors of a lane that make up a block.
 _ROW_LANES = BLOCK // CHUNK
@@ -52,11 +53,6 @@ class CooperativePlan:
     multiprocessors: int
     small: bool
     least_tiles: int = 1
-
-    @property
-    def halves(self) -> int:
-        """Weight rows of an output."""
-        return 2 if self.shape.gated else 1
 
     @property
     def across(self) -> int:
@@ -78,7 +74,7 @@ class CooperativePlan:
     @property
     def strip_stride(self) -> int:
         """Words from a row of a warp's sums to the next."""
-        return self.across * SIZE + _PADDING
+        return self.across * SIZE + WORDS
 
     @property
     def strip(self) -> int:
@@ -131,8 +127,8 @@ class CooperativePlan:
     @property
     def _most_blocks(self) -> int:
         """Blocks of inputs that a warp may have on their way, beside its sums in registers."""
-        vectors = 8 if self.halves * self.across < 4 else 4
-        return max(1, vectors // (_BLOCK_VECTORS * self.halves))
+        vectors = 8 if self.shape.halves * self.across < 4 else 4
+        return max(1, vectors // (_BLOCK_VECTORS * self.shape.halves))
 
     @property
     def slice(self) -> int:
@@ -162,7 +158,7 @@ class CooperativePlan:
     @property
     def stride(self) -> int:
         """Words from a row of activations in shared memory to the next."""
-        return self.chunk // 2 + _PADDING
+        return self.chunk // 2 + WORDS
 
     @property
     def weights(self) -> int:
@@ -175,9 +171,9 @@ class CooperativePlan:
         return max(self.weights + self.warps * self.stages * _TILE_WORDS, self.warps * self.strip)
 
     def _fits(self, warps: int, splits: int, blocks: int) -> bool:
-        activations = self.across * SIZE * (splits * blocks * BLOCK // 2 + _PADDING)
-        words = max(activations + warps * self.stages * _TILE_WORDS, warps * self.strip)
-        return 4 * words <= self.unit.shared
+        activations = self.across * SIZE * (splits * blocks * BLOCK // 2 + WORDS)
+        most = max(activations + warps * self.stages * _TILE_WORDS, warps * self.strip)
+        return 4 * most <= self.unit.shared
 
 
 def takes(batch: int, inputs: int, dtype: str, unit: GpuUnit) -> bool:
@@ -200,8 +196,7 @@ def small(shape: Shape, multiprocessors: int) -> bool:
 
     Each CTA reads all activations: all of them should not read more of those than of weights.
     """
-    rows = shape.outputs * (2 if shape.gated else 1)
-    return 2 * multiprocessors * shape.batch <= rows
+    return 2 * multiprocessors * shape.batch <= shape.outputs * shape.halves
 
 
 def cooperative_product(plan: CooperativePlan, ending: Ending):
@@ -210,7 +205,7 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
     ``inputs`` are (X [batch, inputs],) of the weights' type, ``arena`` plan.words of shared memory.
     """
     shape, dtype, batch = plan.shape, plan.shape.dtype, plan.shape.batch
-    threads, tiles, splits, halves = plan.threads, plan.tiles, plan.splits, plan.halves
+    threads, tiles, splits, halves = plan.threads, plan.tiles, plan.splits, shape.halves
     across, own, together = plan.across, plan.slice, plan.together
     stride, strip_stride = plan.stride, plan.strip_stride
     turns = plan.chunks // together
@@ -262,21 +257,19 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
             item = T.meta_var(i * threads + tx)
             if item < batch * vectors:
                 at = T.meta_var(number * plan.chunk + item % vectors * CHUNK)
-                following[T.Ramp(i * _WORDS, 1, _WORDS)] = T.reinterpret(
-                    f"uint32x{_WORDS}", X[item // vectors, T.Ramp(at, 1, CHUNK)]
-                )
+                following[T.Ramp(i * WORDS, 1, WORDS)] = words(X, [item // vectors, at])
 
     @T.inline
     def put(arena, following, tx):
         for i in T.unroll(loads):
             item = T.meta_var(i * threads + tx)
             if item < batch * vectors:
-                target = T.meta_var(item // vectors * stride + item % vectors * _WORDS)
-                arena[T.Ramp(target, 1, _WORDS)] = following[T.Ramp(i * _WORDS, 1, _WORDS)]
+                target = T.meta_var(item // vectors * stride + item % vectors * WORDS)
+                arena[T.Ramp(target, 1, WORDS)] = following[T.Ramp(i * WORDS, 1, WORDS)]
 
     def vector(c, j, half, i):
         """Where a lane's vector is among those on their way."""
-        return T.Ramp((((c * own + j) * halves + half) * _BLOCK_VECTORS + i) * _WORDS, 1, _WORDS)
+        return T.Ramp((((c * own + j) * halves + half) * _BLOCK_VECTORS + i) * WORDS, 1, WORDS)
 
     @T.inline
     def load(W, weights, cta, c, number, j, tx):
@@ -286,19 +279,17 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
         at = T.meta_var(block * BLOCK + tx % WARP % _ROW_LANES * CHUNK)
         for half in T.unroll(halves):
             for i in T.unroll(_BLOCK_VECTORS):
-                weights[vector(c, j, half, i)] = T.reinterpret(
-                    f"uint32x{_WORDS}",
-                    W[weight_row(tile, half, i, tx % WARP), T.Ramp(at, 1, CHUNK)],
-                )
+                row = T.meta_var(weight_row(tile, half, i, tx % WARP))
+                weights[vector(c, j, half, i)] = words(W, [row, at])
 
     @T.inline
     def put_block(arena, weights, c, j, half, tx):
         for i in T.unroll(_BLOCK_VECTORS):
             row = T.meta_var(i * (WARP // _ROW_LANES) + tx % WARP // _ROW_LANES)
             target = T.meta_var(
-                own_tile(tx // WARP, j) + row * _TILE_STRIDE + tx % WARP % _ROW_LANES * _WORDS
+                own_tile(tx // WARP, j) + row * _TILE_STRIDE + tx % WARP % _ROW_LANES * WORDS
             )
-            arena[T.Ramp(target, 1, _WORDS)] = weights[vector(c, j, half, i)]
+            arena[T.Ramp(target, 1, WORDS)] = weights[vector(c, j, half, i)]
 
     @T.inline
     def multiply(arena, weights, w, x, sums, c, j, tx):
@@ -362,8 +353,8 @@ def cooperative_product(plan: CooperativePlan, ending: Ending):
 
     @T.inline
     def product(W, operands, arena, cta, tx):
-        weights = T.alloc_local((together * own * halves * _BLOCK_VECTORS * _WORDS,), "uint32")
-        following = T.alloc_local((loads * _WORDS,), "uint32")
+        weights = T.alloc_local((together * own * halves * _BLOCK_VECTORS * WORDS,), "uint32")
+        following = T.alloc_local((loads * WORDS,), "uint32")
         w = T.alloc_local((matrices * PART,), dtype)
         x = T.alloc_local((across * matrices * PART,), dtype)
         sums = T.alloc_local((halves * across * PART,), "float32")

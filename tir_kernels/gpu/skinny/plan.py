@@ -30,6 +30,11 @@ class Shape:
     dtype: str
     gated: bool = False
 
+    @property
+    def halves(self) -> int:
+        """Weight rows of an output."""
+        return 2 if self.gated else 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
@@ -77,14 +82,9 @@ class Plan:
         )
 
     @property
-    def halves(self) -> int:
-        """Weight rows of an output."""
-        return 2 if self.shape.gated else 1
-
-    @property
     def span(self) -> int:
         """Outputs of a tile."""
-        return TILE // self.halves
+        return TILE // self.shape.halves
 
     @property
     def ctas(self) -> int:

@@ -255,7 +255,6 @@ def fc1_step(
     def write(others, sums, b, output):
         others[0][b, output] = T.Cast(dtype, gate(sums))
 
-    make = _Maker(batch, dtype, unit, spread)
     launch = make.launch
     product = make.one(norm.dim, hidden, source, Ending(write), gated=swiglu)
 

@@ -39,18 +39,13 @@ class SimtPlan:
     multiprocessors: int
 
     @property
-    def halves(self) -> int:
-        """Weight rows of an output."""
-        return 2 if self.shape.gated else 1
-
-    @property
     def rows(self) -> int:
         """Outputs of a warp: as many as its lanes have registers for, with all batch rows."""
-        return max(1, (4 if self.shape.batch <= 16 else 2) // self.halves)
+        return max(1, (4 if self.shape.batch <= 16 else 2) // self.shape.halves)
 
     @property
     def weight_rows(self) -> int:
-        return self.rows * self.halves
+        return self.rows * self.shape.halves
 
     @property
     def items(self) -> int:
@@ -153,7 +148,7 @@ def simt_product(plan: SimtPlan, source, ending: Ending, launch: DependentLaunch
     """
     shape, dtype, batch = plan.shape, plan.shape.dtype, plan.shape.batch
     width, vectors, ahead, step = plan.width, plan.vectors, plan.ahead, plan.step
-    rows, weight_rows, halves, splits = plan.rows, plan.weight_rows, plan.halves, plan.splits
+    rows, weight_rows, halves, splits = plan.rows, plan.weight_rows, shape.halves, plan.splits
     items, outputs = plan.items, plan.outputs
     items_per_thread = -(-outputs * batch // plan.threads)
     whole = plan.chunks * plan.chunk_steps * step == vectors

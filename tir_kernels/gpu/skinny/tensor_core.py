@@ -28,7 +28,7 @@ def tensor_core_product(plan: Plan, source, ending: Ending, launch: DependentLau
     stage, copy = source.stage(plan), source.copy(plan)
     batch, outputs, dtype = plan.shape.batch, plan.shape.outputs, plan.shape.dtype
     depth, parts, chunks, splits = plan.depth, plan.parts, plan.chunks, plan.splits
-    span, halves, ctas = plan.span, plan.halves, plan.ctas
+    span, halves, ctas = plan.span, plan.shape.halves, plan.ctas
     items_per_thread = -(-plan.items // plan.threads)
 
     def weight_row(half, first, last, tile, group):
